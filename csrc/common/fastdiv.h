@@ -1,0 +1,38 @@
+// Division of 32-bit values by a divisor known at launch, as one high multiplication and a shift.
+// Source: T. Granlund, P. L. Montgomery, "Division by Invariant Integers using Multiplication", PLDI 1994.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+namespace fastcnn {
+
+// Exact for dividends in [0, 2^31) and divisors in [1, 2^31).
+class FastDiv {
+ public:
+  FastDiv() = default;
+  explicit FastDiv(int divisor) : divisor_(static_cast<uint32_t>(divisor)) {
+    while ((uint64_t{1} << shift_) < divisor_) ++shift_;
+    multiplier_ =
+        static_cast<uint32_t>(((uint64_t{1} << 32) * ((uint64_t{1} << shift_) - divisor_)) / divisor_ + 1);
+  }
+
+  __device__ int divide(int dividend) const {
+    const uint32_t n = static_cast<uint32_t>(dividend);
+    return static_cast<int>((__umulhi(n, multiplier_) + n) >> shift_);
+  }
+  __device__ int divide(int dividend, int& remainder) const {
+    const int quotient = divide(dividend);
+    remainder = dividend - quotient * static_cast<int>(divisor_);
+    return quotient;
+  }
+  __host__ __device__ int divisor() const { return static_cast<int>(divisor_); }
+
+ private:
+  uint32_t divisor_ = 1;
+  uint32_t multiplier_ = 1;
+  uint32_t shift_ = 0;
+};
+
+}  // namespace fastcnn
