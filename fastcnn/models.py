@@ -1,0 +1,103 @@
+"""Models made of fastcnn layers, and the lookup of models by name."""
+
+import importlib
+import inspect
+import os
+import sys
+from collections import OrderedDict
+from collections.abc import Callable
+
+from torch import nn
+
+from . import nn as fnn
+
+
+class ModelError(ValueError):
+    """A model could not be found or built from what the user gave."""
+
+
+def small_cnn(num_classes: int = 10, in_channels: int = 1, image_size: int = 28) -> nn.Sequential:
+    """The classic small CNN: three 3x3 convolutions (32, 64, 64) each with ReLU and 2x2 max pooling, then
+    a dense layer of 64 with ReLU and one of `num_classes`. No padding; 60,554 parameters at the defaults.
+
+    Takes float images of shape (N, in_channels, image_size, image_size), gives logits (N, num_classes).
+    Every convolution, its bias and its ReLU are one kernel. Raises ValueError where a size is not positive
+    or `image_size` is too small for three convolutions and poolings (the smallest is 22).
+    """
+    for name, value in (("num_classes", num_classes), ("in_channels", in_channels)):
+        if value < 1:
+            raise ValueError(f"small_cnn: {name} must be at least 1, got {value}")
+    size = image_size
+    for _ in range(3):
+        size = (size - 2) // 2
+    if size < 1:
+        raise ValueError(
+            f"small_cnn: image_size must be at least 22 (three 3x3 convolutions, each halved by pooling), "
+            f"got {image_size}"
+        )
+    return nn.Sequential(
+        OrderedDict(
+            conv1=fnn.ConvAct2d(in_channels, 32, 3, activation="relu"),
+            pool1=fnn.MaxPool2d(2),
+            conv2=fnn.ConvAct2d(32, 64, 3, activation="relu"),
+            pool2=fnn.MaxPool2d(2),
+            conv3=fnn.ConvAct2d(64, 64, 3, activation="relu"),
+            pool3=fnn.MaxPool2d(2),
+            flatten=nn.Flatten(),
+            dense1=nn.Linear(64 * size * size, 64),
+            relu=nn.ReLU(),
+            dense2=nn.Linear(64, num_classes),
+        )
+    )
+
+
+MODELS: dict[str, Callable[..., nn.Module]] = {"small_cnn": small_cnn}
+
+
+def build(name: str, *, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
+    """Build the model called `name`: one of `MODELS`, or "module:function" for a function of the user's.
+
+    A user's function is called with those of the keywords num_classes, in_channels and image_size that it
+    takes; its module is looked up from the current folder too; torch's convolution and pooling layers in
+    what it returns are swapped for fastcnn's by `fastcnn.convert`. Raises `ModelError` where the name leads
+    nowhere or the sizes don't fit the model.
+    """
+    sizes = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
+    if name in MODELS:
+        try:
+            return MODELS[name](**sizes)
+        except ValueError as error:
+            raise ModelError(str(error)) from error
+    from .convert import convert
+
+    factory = _find(name)
+    parameters = inspect.signature(factory).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        sizes = {key: value for key, value in sizes.items() if key in parameters}
+    model = factory(**sizes)
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"{name} must return a torch.nn.Module, it returned a {type(model).__name__}")
+    return convert(model)
+
+
+def _find(name: str) -> Callable[..., nn.Module]:
+    module_name, colon, attribute = name.partition(":")
+    if not (module_name and colon and attribute):
+        raise ModelError(
+            f"there is no model {name!r}: expected one of {', '.join(MODELS)} or module:function"
+        )
+    # A console script, unlike `python -m`, does not look in the current folder.
+    here = os.getcwd()
+    if here not in sys.path and "" not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise ModelError(f"the model {name!r} could not be imported: {error}") from error
+    try:
+        factory = getattr(module, attribute)
+    except AttributeError:
+        raise ModelError(f"the module {module_name!r} has no function {attribute!r}") from None
+    if not callable(factory):
+        raise ModelError(f"{name!r} is not a function, it is a {type(factory).__name__}")
+    return factory
