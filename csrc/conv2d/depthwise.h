@@ -1,0 +1,46 @@
+// Depthwise convolution (groups == C, any channel multiplier): its plan and its launchers.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+#include "common/chip.h"
+#include "conv2d/problem.h"
+#include "conv2d/thread_tile.h"
+
+namespace fastcnn {
+
+// Output rows that one thread of fprop and dgrad makes.
+inline constexpr int kDepthwiseRows = 4;
+// wgrad keeps a window of this many by this many taps in registers.
+inline constexpr int kDepthwiseTapWindow = 3;
+// fprop, dgrad: the weights of a block's channels in shared memory. 8 KiB hold the 64 taps of 64 half
+// channels or of 32 float channels, and leave the rest to the L1 cache, which serves the overlap of
+// neighbouring windows.
+inline constexpr int kDepthwiseWeightBytes = 8 * 1024;
+
+struct DepthwisePlan {
+  std::string path;    // the kernel and its layout, as plan() reports it
+  std::string reason;  // why this path
+  int vector = 1;      // neighbouring channels per thread, moved as one access
+  ThreadTile tile;
+  int images_per_launch = 0;  // pixel indices of one launch fit 32 bits; more images take more launches
+  int launches = 0;
+  int64_t grid = 0;          // blocks of a full launch
+  int weight_taps = 0;       // fprop, dgrad: taps of a block's channels that lie in shared memory at a time
+  int64_t split_pixels = 0;  // wgrad: pixels that one block sums
+  int splits = 0;            // wgrad: partial sums per launch; workspace holds launches * splits of them
+  size_t workspace_bytes = 0;
+};
+
+// Strides and addresses count only for the choice of the vector width; null addresses count as aligned.
+DepthwisePlan plan_depthwise(Conv2dPass pass, const Conv2dParams& params, const Chip& chip);
+
+void launch_depthwise_fprop(const Conv2dParams& params, const DepthwisePlan& plan, cudaStream_t stream);
+void launch_depthwise_dgrad(const Conv2dParams& params, const DepthwisePlan& plan, cudaStream_t stream);
+void launch_depthwise_wgrad(const Conv2dParams& params, const DepthwisePlan& plan, cudaStream_t stream);
+
+}  // namespace fastcnn

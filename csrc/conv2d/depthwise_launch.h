@@ -1,0 +1,43 @@
+// What the three depthwise launchers share.
+#pragma once
+
+#include <algorithm>
+
+#include "common/launch.h"
+#include "conv2d/depthwise.h"
+#include "conv2d/depthwise_weights.cuh"
+
+namespace fastcnn {
+
+// Calls f(params of the images of launch i, i) for every launch of the plan; N stays the first extent of all.
+template <class F>
+void for_each_launch(const Conv2dParams& params, const DepthwisePlan& plan, F&& f) {
+  for (int i = 0; i < plan.launches; ++i) {
+    const int first = i * plan.images_per_launch;
+    const auto skip = [&](TensorView& view) {
+      view.data = static_cast<char*>(view.data) + first * view.stride_n * dtype_size(params.dtype);
+    };
+    Conv2dParams images = params;
+    images.problem.n = std::min(plan.images_per_launch, params.problem.n - first);
+    skip(images.input);
+    skip(images.grad);
+    skip(images.output);
+    f(images, i);
+  }
+}
+
+inline LaunchConfig depthwise_config(const DepthwisePlan& plan, size_t shared_bytes, cudaStream_t stream) {
+  LaunchConfig config;
+  config.grid = dim3(static_cast<unsigned>(plan.grid));
+  config.threads = plan.tile.threads();
+  config.shared_bytes = shared_bytes;
+  config.stream = stream;
+  return config;
+}
+
+inline int depthwise_channel_tiles(const DepthwisePlan& plan, int channels) {
+  const int tile = plan.tile.channel_threads * plan.vector;
+  return (channels + tile - 1) / tile;
+}
+
+}  // namespace fastcnn

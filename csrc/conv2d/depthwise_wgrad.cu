@@ -1,0 +1,55 @@
+#include "conv2d/depthwise_wgrad.cuh"
+
+#include "conv2d/depthwise_launch.h"
+#include "conv2d/split_sum.h"
+
+namespace fastcnn {
+namespace {
+
+template <class T, int V>
+void launch_partial(const DepthwisePlan& plan, const DepthwiseWgradParams& params, cudaStream_t stream) {
+  launch("conv2d::depthwise_wgrad", depthwise_wgrad<T, V>,
+         depthwise_config(plan, sizeof(DepthwiseWgradShared<accumulator_t<T>, V>), stream), params);
+}
+
+}  // namespace
+
+void launch_depthwise_wgrad(const Conv2dParams& params, const DepthwisePlan& plan, cudaStream_t stream) {
+  const Conv2dProblem& problem = params.problem;
+  const auto windows = [](int taps) { return (taps + kDepthwiseTapWindow - 1) / kDepthwiseTapWindow; };
+  DepthwiseWgradParams kernel_params;
+  kernel_params.tile = plan.tile;
+  kernel_params.split_pixels = static_cast<int>(plan.split_pixels);
+  kernel_params.channel_tiles = FastDiv(depthwise_channel_tiles(plan, problem.k));
+  kernel_params.windows = FastDiv(windows(problem.r) * windows(problem.s));
+  kernel_params.window_columns = FastDiv(windows(problem.s));
+  kernel_params.columns = FastDiv(problem.q);
+  kernel_params.rows = FastDiv(problem.p);
+  kernel_params.multiplier = FastDiv(problem.filters_per_group());
+
+  for_each_launch(params, plan, [&](const Conv2dParams& images, int i) {
+    kernel_params.conv = images;
+    kernel_params.first_split = i * plan.splits;
+    visit_dtype(params.dtype, [&](auto tag) {
+      using T = typename decltype(tag)::type;
+      constexpr int kVector = sizeof(T) < 4 ? 4 : 16 / sizeof(T);
+      if (plan.vector > 1) {
+        launch_partial<T, kVector>(plan, kernel_params, stream);
+      } else {
+        launch_partial<T, 1>(plan, kernel_params, stream);
+      }
+    });
+  });
+
+  SplitSumParams sum;
+  sum.partials = params.workspace;
+  sum.output = params.output;
+  sum.dtype = params.dtype;
+  sum.splits = plan.launches * plan.splits;
+  sum.n = problem.k;
+  sum.h = problem.r;
+  sum.w = problem.s;
+  launch_split_sum(sum, stream);
+}
+
+}  // namespace fastcnn

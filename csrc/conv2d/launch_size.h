@@ -1,0 +1,30 @@
+// How much of a problem one launch of a memory-bound kernel takes: 32-bit pixel indices, a one-dimensional
+// grid.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <stdexcept>
+
+namespace fastcnn {
+
+inline int64_t ceil_div(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+
+// Half of what FastDiv can divide, so that indices in the last tile, past the end, still fit.
+inline constexpr int64_t kLaunchPixels = int64_t{1} << 30;
+inline constexpr int64_t kLaunchBlocks = (int64_t{1} << 31) - 1;
+
+// Images per launch where every image has image_pixels indices, each of a block's pixel_threads takes one,
+// and channel_tiles blocks share a pixel.
+inline int images_per_launch(int images, int64_t image_pixels, int pixel_threads, int64_t channel_tiles) {
+  const int64_t pixels = std::min(kLaunchPixels, (kLaunchBlocks / channel_tiles - 1) * pixel_threads);
+  if (image_pixels > pixels) {
+    throw std::runtime_error("fastcnn: one image of more than 2^30 pixels is not supported");
+  }
+  if (images == 0 || image_pixels == 0) return 1;
+  return static_cast<int>(std::min<int64_t>(images, pixels / image_pixels));
+}
+
+}  // namespace fastcnn
