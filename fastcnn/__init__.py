@@ -1,0 +1,30 @@
+"""Convolution and pooling layers for PyTorch whose CUDA kernels are written by hand: a drop-in for torch's own.
+
+    model = fastcnn.convert(model)          # every Conv2d and 2-D pool of any model
+    layer = fastcnn.nn.Conv2d(3, 64, 7)     # or layer by layer
+    y = fastcnn.functional.conv2d(x, w)     # or call by call
+
+Where the compiled library or a GPU is missing, the same calls run through ATen; `fastcnn info` says what runs.
+"""
+
+# The operators' schemas come first: the library, loaded by the import of _library, implements them.
+from fastcnn import ops as ops  # isort: skip
+from fastcnn import _library as _library  # isort: skip
+from fastcnn import arrays, functional, nn
+from fastcnn._version import __version__
+from fastcnn.convert import Report, Skipped, Swapped, convert, revert
+from fastcnn.plan import Plan, plan
+
+__all__ = [
+    "Plan",
+    "Report",
+    "Skipped",
+    "Swapped",
+    "__version__",
+    "arrays",
+    "convert",
+    "functional",
+    "nn",
+    "plan",
+    "revert",
+]

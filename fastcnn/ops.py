@@ -1,0 +1,73 @@
+"""Every operator of the package, its schema, and what each dispatch key does with it.
+
+The kernels (csrc/bindings) implement these schemas for CUDA tensors. Where they are not loaded, ATen runs
+(`_aten.py`): the schemas are defined here, in Python, so that the operators always exist. Conventions:
+
+- Tensors are 4-D, of one dtype out of float32, float16, bfloat16 and float64; any strides are accepted.
+- A result is dense, NHWC where ``channels_last`` says so. Without that argument: NHWC if an operand is.
+- No operator writes to, or aliases, an argument. Same inputs, same bits.
+- ``activation`` is "none", "relu", "sigmoid" or "tanh". ``divisor_override`` 0 stands for none.
+- Pooling ``indices`` are offsets in the window, r * kernel_w + s (uint8, or int32 for windows of more than 256),
+  or positions in the plane, h * width + w (int64); the dtype tells.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from fastcnn import _aten, _autocast, _autograd, _fake
+
+_CONV = (
+    "int stride_h, int stride_w, int pad_top, int pad_bottom, int pad_left, int pad_right, "
+    "int dilation_h, int dilation_w, int groups"
+)
+_MAX_POOL = (
+    "int kernel_h, int kernel_w, int stride_h, int stride_w, int pad_h, int pad_w, "
+    "int dilation_h, int dilation_w, bool ceil_mode"
+)
+_AVG_POOL = (
+    "int kernel_h, int kernel_w, int stride_h, int stride_w, int pad_h, int pad_w, "
+    "bool ceil_mode, bool count_include_pad, int divisor_override"
+)
+
+SCHEMAS = (
+    f"conv2d(Tensor input, Tensor weight, Tensor? bias, {_CONV}, str activation, bool allow_tf32) -> Tensor",
+    f"conv2d_dgrad(Tensor grad_output, Tensor weight, SymInt height, SymInt width, {_CONV}, "
+    "bool channels_last, bool allow_tf32) -> Tensor",
+    f"conv2d_wgrad(Tensor grad_output, Tensor input, SymInt kernel_h, SymInt kernel_w, {_CONV}, "
+    "bool channels_last, bool allow_tf32) -> Tensor",
+    "conv2d_bias_grad(Tensor grad_output) -> Tensor",
+    f"max_pool2d(Tensor input, {_MAX_POOL}) -> Tensor",
+    f"max_pool2d_with_offsets(Tensor input, {_MAX_POOL}) -> (Tensor, Tensor)",
+    f"max_pool2d_with_indices(Tensor input, {_MAX_POOL}) -> (Tensor, Tensor)",
+    f"max_pool2d_backward(Tensor grad_output, Tensor indices, SymInt height, SymInt width, {_MAX_POOL}, "
+    "bool channels_last) -> Tensor",
+    f"max_pool2d_gather(Tensor input, Tensor indices, {_MAX_POOL}) -> Tensor",
+    f"avg_pool2d(Tensor input, {_AVG_POOL}) -> Tensor",
+    f"avg_pool2d_backward(Tensor grad_output, SymInt height, SymInt width, {_AVG_POOL}, "
+    "bool channels_last) -> Tensor",
+    "adaptive_avg_pool2d(Tensor input, SymInt output_h, SymInt output_w) -> Tensor",
+    "adaptive_avg_pool2d_backward(Tensor grad_output, SymInt height, SymInt width, bool channels_last) -> Tensor",
+    "adaptive_max_pool2d(Tensor input, SymInt output_h, SymInt output_w) -> (Tensor, Tensor)",
+    "adaptive_max_pool2d_backward(Tensor grad_output, Tensor indices, SymInt height, SymInt width, "
+    "bool channels_last) -> Tensor",
+    "adaptive_max_pool2d_gather(Tensor input, Tensor indices) -> Tensor",
+    # No tensors: a problem and a chip as JSON in, the kernel that would run as JSON out. Only the library has it.
+    "plan(str op, str problem, str chip) -> str",
+)
+
+_library = torch.library.Library("fastcnn", "DEF")
+
+for _schema in SCHEMAS:
+    _library.define(_schema)
+for _name, _function in _aten.IMPLEMENTATIONS.items():
+    # The weakest key: an implementation for a device's own key, ours on CUDA, goes before it.
+    _library.impl(_name, _function, "CompositeExplicitAutograd")
+for _name, _function in _fake.IMPLEMENTATIONS.items():
+    torch.library.register_fake(f"fastcnn::{_name}", _function, lib=_library)
+for _name, _formula in _autograd.FORMULAS.items():
+    torch.library.register_autograd(
+        f"fastcnn::{_name}", _formula.backward, setup_context=_formula.setup_context, lib=_library
+    )
+for _device_type, _key in _autocast.KEYS.items():
+    _library.impl("conv2d", _autocast.conv2d_on(_device_type), _key)
