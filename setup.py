@@ -1,4 +1,4 @@
-"""Builds fastcnn/_C.abi3.so with nvcc where a CUDA toolkit is found. Everything else stands in pyproject.toml."""
+"""Builds fastcnn/_C.abi3.so with nvcc where a CUDA toolkit is found. The rest stands in pyproject.toml."""
 
 import os
 import sys
@@ -18,7 +18,7 @@ def cuda_extension(home: Path) -> tuple[Extension, type]:
     import torch
     from torch.utils import cpp_extension
 
-    # torch leaves CUDA_HOME unset where torch itself is a CPU build, and takes a wrapper script's folder for it.
+    # torch leaves this unset where torch itself is a CPU build, and takes a wrapper script's folder for it.
     cpp_extension.CUDA_HOME = str(home)
     # torch refuses a toolkit of another major version. Here that is harmless: cudart is linked statically and
     # none of torch's own CUDA symbols are. nvcc itself still checks the host compiler.

@@ -1,4 +1,4 @@
-"""Finds the CUDA toolkit and decides what to build for and with how many jobs. Needs neither torch nor a GPU."""
+"""Finds the CUDA toolkit, decides what to build for and with how many jobs. Needs no torch and no GPU."""
 
 from __future__ import annotations
 
@@ -83,10 +83,10 @@ def library_folder(home: Path) -> Path:
 
 
 def architectures(environ: Mapping[str, str] = os.environ) -> list[str]:
-    """What to build for, from TORCH_CUDA_ARCH_LIST or the default, as torch spells it: ["8.0+PTX", "9.0a"].
+    """What to build for, from TORCH_CUDA_ARCH_LIST or the default, spelled as ["8.0+PTX", "9.0a"].
 
-    9.0 becomes 9.0a, since the Hopper kernels use instructions that exist only there. PTX of 9.0a would run on
-    no later chip, so the portable PTX that 9.0+PTX asks for is taken from 8.0 unless an older one is there.
+    9.0 becomes 9.0a, since the Hopper kernels use instructions that exist only there. PTX of 9.0a would run
+    on no later chip, so the portable PTX that 9.0+PTX asks for is 8.0's, unless other PTX is asked for.
     """
     asked = environ.get("TORCH_CUDA_ARCH_LIST", "").replace(",", ";").replace(" ", ";")
     names = [name for name in asked.split(";") if name] or DEFAULT_ARCHITECTURES.split(";")
@@ -142,10 +142,10 @@ def toolkit_to_build_with(environ: Mapping[str, str] = os.environ) -> tuple[Path
     looked = "looked at CUDA_HOME, CUDA_PATH, nvcc on PATH and /usr/local/cuda"
     if wish == "1":
         raise RuntimeError(
-            f"FASTCNN_BUILD_CUDA=1, but no CUDA toolkit was found ({looked}): install one with nvcc, set CUDA_HOME "
-            "to its folder, or unset FASTCNN_BUILD_CUDA to install without the CUDA kernels"
+            f"FASTCNN_BUILD_CUDA=1, but no CUDA toolkit was found ({looked}): install one with nvcc, set "
+            "CUDA_HOME to its folder, or unset FASTCNN_BUILD_CUDA to install without the CUDA kernels"
         )
     return None, (
-        f"fastcnn: no nvcc was found ({looked}), so it installs without its CUDA kernels and works through ATen; "
-        "to build them, install a CUDA toolkit or set CUDA_HOME, and install again."
+        f"fastcnn: no nvcc was found ({looked}), so it installs without its CUDA kernels and works through "
+        "ATen; to build them, install a CUDA toolkit or set CUDA_HOME, and install again."
     )

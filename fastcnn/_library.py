@@ -1,12 +1,12 @@
 """Finds and loads the compiled library, and knows which kinds of device run its kernels.
 
-Looked for, in this order: the file that FASTCNN_LIBRARY names; fastcnn/_C*.so beside this file; the one that the
-installed distribution has, for a checkout on the path before it. Importing this module loads what is found, so
-the operators' schemas (`fastcnn.ops`) are to be registered before it.
+Looked for, in this order: the file that FASTCNN_LIBRARY names; fastcnn/_C*.so beside this file; the one that
+the installed distribution has, for a checkout on the path before it. Importing this module loads what is
+found, so the operators' schemas (`fastcnn.ops`) are to be registered before it.
 
-Whether the build covers the GPUs at hand is looked at when CUDA is first used, not at import: asking the driver
-at import would initialise CUDA, and a process that did so cannot use CUDA in the workers it forks (a DataLoader's,
-for one). Nothing of ours can be launched before that moment.
+Whether the build covers the GPUs at hand is looked at when CUDA is first used, not at import: asking the
+driver would initialise CUDA, and a process that did so cannot use CUDA in the workers it forks (a
+DataLoader's, for one). Nothing of ours can be launched before that moment.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+from fastcnn._version import __version__
 
 __all__ = [
     "KERNEL_DEVICES",
@@ -38,7 +40,7 @@ __all__ = [
 
 ENVIRONMENT_VARIABLE = "FASTCNN_LIBRARY"
 
-#: The device types ("cuda", "cpu") whose tensors go to kernels of ours. Changed in place, so it may be imported.
+#: The device types ("cuda", "cpu") whose tensors go to our kernels. Changed in place: it may be imported.
 KERNEL_DEVICES: set[str] = set()
 #: Why no library is loaded, in one sentence; None where one is.
 load_error: str | None = None
@@ -100,7 +102,7 @@ def covers(architectures: tuple[str, ...], capability: tuple[int, int]) -> bool:
 
 
 def find() -> Path | None:
-    """The library's file by the order of this module's docstring; it may not exist where the variable names it."""
+    """The library's file, looked for in the order above; where the variable names it, it may not exist."""
     named = os.environ.get(ENVIRONMENT_VARIABLE)
     if named:
         return Path(named).expanduser()
@@ -123,7 +125,7 @@ def load(path: str | os.PathLike[str]) -> BuildInfo:
         What the library tells about itself; also the answer of `build_info()` from now on.
 
     Raises:
-        ImportError: there is no such file, it cannot be loaded, it is not fastcnn's, or it needs a newer torch.
+        ImportError: there is no such file, it cannot be loaded, or it is not a library of this fastcnn.
     """
     global load_error
     path = Path(path).resolve()
@@ -139,6 +141,11 @@ def load(path: str | os.PathLike[str]) -> BuildInfo:
         raise ImportError(f"{path} is not a library of fastcnn: it has no fastcnn_build_info()") from error
     told.restype = ctypes.c_char_p
     fields = json.loads(told())
+    if fields["version"] != __version__:
+        raise ImportError(
+            f"{path} is of fastcnn {fields['version']}, this is {__version__}: their operators may differ",
+            path=str(path),
+        )
     info = BuildInfo(path=str(path), **{**fields, "architectures": tuple(fields["architectures"])})
     _loaded.pop(info.kind, None)
     _loaded[info.kind] = info
@@ -151,7 +158,7 @@ def load(path: str | os.PathLike[str]) -> BuildInfo:
 
 
 def use_aten_on_cpu() -> None:
-    """Sends CPU tensors to ATen although the emulated library is loaded; `use_emulated_on_cpu` takes it back."""
+    """Sends CPU tensors to ATen although the emulated library is loaded, until `use_emulated_on_cpu`."""
     if "emulated" in _loaded:
         _send_to_aten("cpu")
 
@@ -232,12 +239,12 @@ def _load_at_import() -> None:
     except ImportError as error:
         if named:
             raise ImportError(
-                f"{ENVIRONMENT_VARIABLE} is {named!r}, but {error}; set it to a library of fastcnn, or unset it",
+                f"{ENVIRONMENT_VARIABLE} is {named!r}, but {error}; name a library of fastcnn, or unset it",
                 path=str(path),
             ) from error
         load_error = str(error)
         warnings.warn(
-            f"fastcnn works through ATen, since its compiled library cannot be used: {error}; reinstall fastcnn",
+            f"fastcnn works through ATen, as its compiled library cannot be used: {error}; reinstall fastcnn",
             RuntimeWarning,
             stacklevel=2,
         )
