@@ -1,0 +1,210 @@
+// Implicit-GEMM convolution for every shape, layout and dtype, on FMA units: the fallback and the oracle of
+// the faster kernels.
+//
+// The operands are gathered straight from the tensors (no im2col buffer, no layout copy); generic_tile.cuh
+// multiplies them. Block order: column tiles run fastest, so that blocks in flight share the gathered rows
+// through L2. Floor: 2*N*P*Q*K*(C/G)*R*S flops at the FMA rate; bytes of each tensor once. Bound by FMA for
+// reductions past a few dozen; every column tile gathers its rows again, which L2 absorbs. dgrad with a
+// stride multiplies zeros for the taps between strides: stride_h * stride_w times the work it needs. wgrad's
+// reduction over all pixels is cut into splits whose partial sums a second kernel adds in order.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "common/launch.h"
+#include "conv2d/epilogue.cuh"
+#include "conv2d/generic_operands.cuh"
+#include "conv2d/generic_tile.cuh"
+
+namespace fastcnn::generic {
+
+struct BlockPosition {
+  int row_tile, column_tile, group, split;
+  __device__ explicit BlockPosition(const GenericParams& params) {
+    int rest = params.column_tiles.divide(static_cast<int>(blockIdx.x), column_tile);
+    rest = params.row_tiles.divide(rest, row_tile);
+    split = params.group_count.divide(rest, group);
+  }
+};
+
+// fprop and dgrad: rows are pixels of `output`, columns its channels within the group.
+template <class T, class Tile, class OperandA, class OperandB>
+__global__ __launch_bounds__(Tile::kThreads) void image_kernel(const __grid_constant__ GenericParams params) {
+  using Acc = accumulator_t<T>;
+  const BlockPosition block(params);
+  const int64_t first_row = int64_t{block.row_tile} * Tile::kBM;
+  const int first_column = block.column_tile * Tile::kBN;
+
+  Acc sums[Tile::kTM][Tile::kTN] = {};
+  multiply<Tile>(OperandA(params, first_row, block.group), OperandB(params, first_column, block.group),
+                 static_cast<int>(params.reduction), sums);
+
+  const ThreadPosition<Tile> position(threadIdx.x);
+  const PixelRange pixels(params, first_row);
+  const int first_channel = block.group * params.columns;
+  const T* bias = static_cast<const T*>(params.bias);
+#pragma unroll
+  for (int i = 0; i < Tile::kTM; ++i) {
+    const int row = position.row(i);
+    if (first_row + row >= params.rows) continue;
+    const Pixel pixel = pixels.at(row);
+    T* output = static_cast<T*>(params.output.data) + pixel.n * params.output.stride_n +
+                pixel.h * params.output.stride_h + pixel.w * params.output.stride_w;
+#pragma unroll
+    for (int j = 0; j < Tile::kTN; j += Tile::kRun) {
+      const int column = first_column + position.column(j);
+      if (params.vector_store) {
+        if (column >= params.columns) continue;
+        Vector<T, Tile::kRun> values;
+#pragma unroll
+        for (int u = 0; u < Tile::kRun; ++u) {
+          values[u] = epilogue<T>(sums[i][j + u], bias, first_channel + column + u, params.activation);
+        }
+        store_global<Tile::kRun>(output + first_channel + column, values);
+      } else {
+#pragma unroll
+        for (int u = 0; u < Tile::kRun; ++u) {
+          if (column + u >= params.columns) continue;
+          const int channel = first_channel + column + u;
+          store_global(output + channel * params.output.stride_c,
+                       epilogue<T>(sums[i][j + u], bias, channel, params.activation));
+        }
+      }
+    }
+  }
+}
+
+// The weight gradient of filter `row` (of all K) at column (r, s, c).
+template <class T>
+__device__ inline T* weight_element(const GenericParams& params, int row, int column) {
+  const Tap tap = tap_at(params, column);
+  return static_cast<T*>(params.output.data) + row * params.output.stride_n +
+         tap.channel * params.output.stride_c + tap.r * params.output.stride_h +
+         tap.s * params.output.stride_w;
+}
+
+// Rows are filters of the group, columns taps. One split writes the gradient; more write partial sums
+// [split][filter of all K][tap].
+template <class T, class Tile, int V>
+__global__ __launch_bounds__(Tile::kThreads) void wgrad_kernel(const __grid_constant__ GenericParams params) {
+  using Acc = accumulator_t<T>;
+  const BlockPosition block(params);
+  const int first_row = block.row_tile * Tile::kBM;
+  const int first_column = block.column_tile * Tile::kBN;
+  const int64_t first_pixel = block.split * params.split_length;
+  const int64_t left = params.reduction - first_pixel;
+
+  Acc sums[Tile::kTM][Tile::kTN] = {};
+  multiply<Tile>(WgradGrad<T, V>(params, first_row, block.group, first_pixel),
+                 WgradInput<T, V>(params, first_column, block.group, first_pixel),
+                 static_cast<int>(left < params.split_length ? left : params.split_length), sums);
+
+  const ThreadPosition<Tile> position(threadIdx.x);
+  const int filters = static_cast<int>(params.rows);
+#pragma unroll
+  for (int i = 0; i < Tile::kTM; ++i) {
+    const int row = first_row + position.row(i);
+    if (row >= filters) continue;
+    const int filter = block.group * filters + row;
+#pragma unroll
+    for (int j = 0; j < Tile::kTN; ++j) {
+      const int column = first_column + position.column(j);
+      if (column >= params.columns) continue;
+      if (params.splits == 1) {
+        store_global(weight_element<T>(params, filter, column), from_accumulator<T>(sums[i][j]));
+      } else {
+        const int64_t index = (int64_t{block.split} * params.problem.k + filter) * params.columns + column;
+        store_global(static_cast<Acc*>(params.workspace) + index, sums[i][j]);
+      }
+    }
+  }
+}
+
+// One thread a weight: adds the splits in order, rounds once.
+inline constexpr int kSumThreads = 256;
+template <class T>
+__global__ __launch_bounds__(kSumThreads) void wgrad_sum_kernel(
+    const __grid_constant__ GenericParams params) {
+  using Acc = accumulator_t<T>;
+  const int64_t count = int64_t{params.problem.k} * params.columns;
+  const int64_t index = int64_t{blockIdx.x} * kSumThreads + threadIdx.x;
+  if (index >= count) return;
+  const Acc* partial = static_cast<const Acc*>(params.workspace) + index;
+  Acc sum = 0;
+  for (int split = 0; split < params.splits; ++split) sum += load_global(partial + split * count);
+  store_global(weight_element<T>(params, static_cast<int>(index / params.columns),
+                                 static_cast<int>(index % params.columns)),
+               from_accumulator<T>(sum));
+}
+
+template <class T, class Tile>
+LaunchConfig launch_config(const Conv2dPlan& plan, cudaStream_t stream) {
+  LaunchConfig config;
+  config.grid = dim3(static_cast<unsigned>(plan.grid));
+  config.threads = Tile::kThreads;
+  config.shared_bytes = sizeof(SharedLayout<accumulator_t<T>, Tile>);
+  config.stream = stream;
+  return config;
+}
+
+// Calls f with the tile and the vector width (as types) that the plan names; float64 has the narrow scalar
+// path only.
+template <class T, class F>
+void visit_variant(const Conv2dPlan& plan, F&& f) {
+  if constexpr (sizeof(T) == 8) {
+    f(TypeTag<NarrowTile>{}, std::integral_constant<int, 1>{});
+  } else {
+    constexpr int kWide = 16 / sizeof(T);
+    const auto with_tile = [&](auto tile) {
+      if (plan.vectorized) {
+        f(tile, std::integral_constant<int, kWide>{});
+      } else {
+        f(tile, std::integral_constant<int, 1>{});
+      }
+    };
+    if (plan.tile == Conv2dTile::kWide) {
+      with_tile(TypeTag<WideTile>{});
+    } else {
+      with_tile(TypeTag<NarrowTile>{});
+    }
+  }
+}
+
+template <class T>
+void launch_fprop(const GenericParams& params, const Conv2dPlan& plan, cudaStream_t stream) {
+  visit_variant<T>(plan, [&](auto tile_tag, auto vector) {
+    using Tile = typename decltype(tile_tag)::type;
+    constexpr int V = decltype(vector)::value;
+    launch("conv2d::generic_fprop", image_kernel<T, Tile, FpropInput<T, V>, FpropWeight<T, V>>,
+           launch_config<T, Tile>(plan, stream), params);
+  });
+}
+
+template <class T>
+void launch_dgrad(const GenericParams& params, const Conv2dPlan& plan, cudaStream_t stream) {
+  visit_variant<T>(plan, [&](auto tile_tag, auto vector) {
+    using Tile = typename decltype(tile_tag)::type;
+    constexpr int V = decltype(vector)::value;
+    launch("conv2d::generic_dgrad", image_kernel<T, Tile, DgradGrad<T, V>, DgradWeight<T, V>>,
+           launch_config<T, Tile>(plan, stream), params);
+  });
+}
+
+template <class T>
+void launch_wgrad(const GenericParams& params, const Conv2dPlan& plan, cudaStream_t stream) {
+  visit_variant<T>(plan, [&](auto tile_tag, auto vector) {
+    using Tile = typename decltype(tile_tag)::type;
+    constexpr int V = decltype(vector)::value;
+    launch("conv2d::generic_wgrad", wgrad_kernel<T, Tile, V>, launch_config<T, Tile>(plan, stream), params);
+  });
+  if (plan.splits > 1) {
+    const int64_t count = int64_t{params.problem.k} * params.columns;
+    LaunchConfig config;
+    config.grid = dim3(static_cast<unsigned>((count + kSumThreads - 1) / kSumThreads));
+    config.threads = kSumThreads;
+    config.stream = stream;
+    launch("conv2d::generic_wgrad_sum", wgrad_sum_kernel<T>, config, params);
+  }
+}
+
+}  // namespace fastcnn::generic

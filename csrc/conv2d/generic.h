@@ -1,0 +1,56 @@
+// The implicit-GEMM convolution that is right for every shape: its launch parameters and launchers.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "common/fastdiv.h"
+#include "conv2d/plan.h"
+#include "conv2d/problem.h"
+
+namespace fastcnn {
+
+// Every pass is a product C[M x N] = A[M x L] * B[L x N] for each group, with L summed over:
+//            M                  N                  L
+//   fprop    output pixels      filters K/G        (r, s, c)
+//   dgrad    input pixels       channels C/G       (r, s, filter)
+//   wgrad    filters K/G        (r, s, c)          output pixels, cut into `splits`
+// (r, s, c) runs c fastest when channels_inner, (c, r, s) with s fastest when not.
+struct GenericParams {
+  Conv2dProblem problem;
+  TensorView input;
+  TensorView weight;
+  TensorView grad;
+  TensorView output;
+  const void* bias;
+  void* workspace;
+  Activation activation;
+  bool channels_inner;
+  bool vector_store;  // the epilogue writes 4 neighbouring columns as one access
+  int splits;
+  int columns;           // N
+  int64_t rows;          // M
+  int64_t reduction;     // L
+  int64_t split_length;  // of L
+  FastDiv row_tiles, column_tiles, group_count;
+  FastDiv inner_channels, inner_s, inner_rs;  // take a tap index apart
+  FastDiv image_width, image_pixels;          // take a pixel index apart
+  FastDiv stride_h, stride_w;                 // dgrad asks which output a tap came from
+};
+
+// Fills what the planner decides for the generic path. Throws std::runtime_error where an index would not
+// fit.
+void plan_generic(Conv2dPass pass, const Conv2dParams& params, const Chip& chip, Conv2dPlan& plan);
+
+void launch_generic(Conv2dPass pass, const Conv2dParams& params, const Conv2dPlan& plan, cudaStream_t stream);
+
+namespace generic {
+// Each element type has .cu files of its own.
+template <class T>
+void launch_fprop(const GenericParams& params, const Conv2dPlan& plan, cudaStream_t stream);
+template <class T>
+void launch_dgrad(const GenericParams& params, const Conv2dPlan& plan, cudaStream_t stream);
+template <class T>
+void launch_wgrad(const GenericParams& params, const Conv2dPlan& plan, cudaStream_t stream);
+}  // namespace generic
+
+}  // namespace fastcnn

@@ -1,0 +1,4 @@
+#include "conv2d/generic.cuh"
+
+template void fastcnn::generic::launch_dgrad<__nv_bfloat16>(const GenericParams&, const Conv2dPlan&,
+                                                            cudaStream_t);

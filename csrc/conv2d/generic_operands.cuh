@@ -1,0 +1,300 @@
+// The operands of the generic convolution: which element of which tensor stands at (x, k) of an operand tile.
+//
+// Each gives at_x (what its address takes from x), at_k (what it takes from the reduction index) and load.
+// Offsets are 64-bit; an element outside the tensor (padding, a tile's overhang, a tap between strides) reads
+// as zero. kVector > 1 asks for channels_inner, channels contiguous in memory, and channel counts divisible
+// by kVector.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "common/memory.cuh"
+#include "conv2d/generic.h"
+
+namespace fastcnn::generic {
+
+// A coordinate that every bounds check refuses, whatever tap is added to it.
+inline constexpr int kOutside = -(1 << 30);
+
+struct Tap {
+  int r, s, channel;
+};
+
+__device__ inline Tap tap_at(const GenericParams& params, int index) {
+  Tap tap;
+  if (params.channels_inner) {
+    const int rs = params.inner_channels.divide(index, tap.channel);
+    tap.r = params.inner_s.divide(rs, tap.s);
+  } else {
+    int rs;
+    tap.channel = params.inner_rs.divide(index, rs);
+    tap.r = params.inner_s.divide(rs, tap.s);
+  }
+  return tap;
+}
+
+struct Pixel {
+  int n, h, w;
+};
+
+// Pixels counted from a first one whose 64-bit index is taken apart once a block.
+class PixelRange {
+ public:
+  __device__ PixelRange(const GenericParams& params, int64_t first) : params_(params) {
+    const int64_t pixels = params.image_pixels.divisor();
+    first_image_ = static_cast<int>(first / pixels);
+    first_pixel_ = static_cast<int>(first % pixels);
+  }
+  __device__ Pixel at(int index) const {
+    Pixel pixel;
+    int in_image;
+    pixel.n = first_image_ + params_.image_pixels.divide(first_pixel_ + index, in_image);
+    pixel.h = params_.image_width.divide(in_image, pixel.w);
+    return pixel;
+  }
+
+ private:
+  const GenericParams& params_;
+  int first_image_, first_pixel_;
+};
+
+struct LinearAt {
+  int64_t offset;
+  bool valid;
+};
+struct ImageAt {
+  int64_t offset;
+  int h, w;
+};
+struct TapAt {
+  int64_t offset;
+  int h, w;
+  bool valid;
+};
+
+// fprop A: x is an output pixel, k a tap; the input element that the tap sees.
+template <class T, int V>
+struct FpropInput {
+  using Element = T;
+  using AtX = ImageAt;
+  static constexpr int kVector = V;
+  static constexpr bool kAlongK = V > 1;
+
+  const GenericParams& params;
+  const T* base;
+  PixelRange pixels;
+  int count;  // pixels left from the block's first
+
+  __device__ FpropInput(const GenericParams& p, int64_t first_row, int group)
+      : params(p),
+        base(static_cast<const T*>(p.input.data) +
+             int64_t{group} * p.problem.channels_per_group() * p.input.stride_c),
+        pixels(p, first_row),
+        count(p.rows - first_row > Overhang ? Overhang : static_cast<int>(p.rows - first_row)) {}
+
+  __device__ ImageAt at_x(int x) const {
+    if (x >= count) return {0, kOutside, kOutside};
+    const Pixel pixel = pixels.at(x);
+    const int h = pixel.h * params.problem.stride_h - params.problem.pad_top;
+    const int w = pixel.w * params.problem.stride_w - params.problem.pad_left;
+    return {pixel.n * params.input.stride_n + h * params.input.stride_h + w * params.input.stride_w, h, w};
+  }
+  __device__ TapAt at_k(int k, bool valid) const {
+    const Tap tap = tap_at(params, k);
+    const int h = tap.r * params.problem.dilation_h, w = tap.s * params.problem.dilation_w;
+    return {tap.channel * params.input.stride_c + h * params.input.stride_h + w * params.input.stride_w, h, w,
+            valid};
+  }
+  __device__ Vector<T, V> load(const ImageAt& x, const TapAt& k) const {
+    const bool inside = k.valid &&
+                        static_cast<unsigned>(x.h + k.h) < static_cast<unsigned>(params.problem.h) &&
+                        static_cast<unsigned>(x.w + k.w) < static_cast<unsigned>(params.problem.w);
+    return load_global_if<V>(inside, base + (x.offset + k.offset));
+  }
+
+ private:
+  static constexpr int Overhang = 1 << 20;
+};
+
+// fprop B: x is a filter, k a tap.
+template <class T, int V>
+struct FpropWeight {
+  using Element = T;
+  using AtX = LinearAt;
+  static constexpr int kVector = V;
+  static constexpr bool kAlongK = true;
+
+  const GenericParams& params;
+  const T* base;
+  int first;
+
+  __device__ FpropWeight(const GenericParams& p, int first_column, int group)
+      : params(p),
+        base(static_cast<const T*>(p.weight.data) +
+             (int64_t{group} * p.problem.filters_per_group() + first_column) * p.weight.stride_n),
+        first(first_column) {}
+
+  __device__ LinearAt at_x(int x) const { return {x * params.weight.stride_n, first + x < params.columns}; }
+  __device__ LinearAt at_k(int k, bool valid) const {
+    const Tap tap = tap_at(params, k);
+    return {tap.channel * params.weight.stride_c + tap.r * params.weight.stride_h +
+                tap.s * params.weight.stride_w,
+            valid};
+  }
+  __device__ Vector<T, V> load(const LinearAt& x, const LinearAt& k) const {
+    return load_global_if<V>(x.valid && k.valid, base + (x.offset + k.offset));
+  }
+};
+
+// dgrad A: x is an input pixel, k a tap of a filter; the output gradient that this tap carried to the pixel,
+// if any: h + pad_top - r * dilation_h must be a multiple p * stride_h with p < P.
+template <class T, int V>
+struct DgradGrad {
+  using Element = T;
+  using AtX = ImageAt;
+  static constexpr int kVector = V;
+  static constexpr bool kAlongK = V > 1;
+
+  const GenericParams& params;
+  const T* base;
+  PixelRange pixels;
+  int count;
+
+  __device__ DgradGrad(const GenericParams& p, int64_t first_row, int group)
+      : params(p),
+        base(static_cast<const T*>(p.grad.data) +
+             int64_t{group} * p.problem.filters_per_group() * p.grad.stride_c),
+        pixels(p, first_row),
+        count(p.rows - first_row > Overhang ? Overhang : static_cast<int>(p.rows - first_row)) {}
+
+  __device__ ImageAt at_x(int x) const {
+    if (x >= count) return {0, kOutside, kOutside};
+    const Pixel pixel = pixels.at(x);
+    return {pixel.n * params.grad.stride_n, pixel.h + params.problem.pad_top,
+            pixel.w + params.problem.pad_left};
+  }
+  __device__ TapAt at_k(int k, bool valid) const {
+    const Tap tap = tap_at(params, k);
+    return {tap.channel * params.grad.stride_c, tap.r * params.problem.dilation_h,
+            tap.s * params.problem.dilation_w, valid};
+  }
+  __device__ Vector<T, V> load(const ImageAt& x, const TapAt& k) const {
+    const int h = x.h - k.h, w = x.w - k.w;
+    int h_rest = 0, w_rest = 0;
+    const int p = params.stride_h.divide(h, h_rest), q = params.stride_w.divide(w, w_rest);
+    const bool inside = k.valid && h >= 0 && w >= 0 && h_rest == 0 && w_rest == 0 && p < params.problem.p &&
+                        q < params.problem.q;
+    return load_global_if<V>(
+        inside, base + (x.offset + k.offset + p * params.grad.stride_h + q * params.grad.stride_w));
+  }
+
+ private:
+  static constexpr int Overhang = 1 << 20;
+};
+
+// dgrad B: x is an input channel, k a tap of a filter.
+template <class T, int V>
+struct DgradWeight {
+  using Element = T;
+  using AtX = LinearAt;
+  static constexpr int kVector = V;
+  static constexpr bool kAlongK = V == 1;
+
+  const GenericParams& params;
+  const T* base;
+  int first;
+
+  __device__ DgradWeight(const GenericParams& p, int first_column, int group)
+      : params(p),
+        base(static_cast<const T*>(p.weight.data) +
+             int64_t{group} * p.problem.filters_per_group() * p.weight.stride_n +
+             first_column * p.weight.stride_c),
+        first(first_column) {}
+
+  __device__ LinearAt at_x(int x) const { return {x * params.weight.stride_c, first + x < params.columns}; }
+  __device__ LinearAt at_k(int k, bool valid) const {
+    const Tap tap = tap_at(params, k);
+    return {tap.channel * params.weight.stride_n + tap.r * params.weight.stride_h +
+                tap.s * params.weight.stride_w,
+            valid};
+  }
+  __device__ Vector<T, V> load(const LinearAt& x, const LinearAt& k) const {
+    return load_global_if<V>(x.valid && k.valid, base + (x.offset + k.offset));
+  }
+};
+
+// wgrad A: x is a filter, k an output pixel.
+template <class T, int V>
+struct WgradGrad {
+  using Element = T;
+  using AtX = LinearAt;
+  static constexpr int kVector = V;
+  static constexpr bool kAlongK = V == 1;
+
+  const GenericParams& params;
+  const T* base;
+  PixelRange pixels;
+  int first;
+
+  __device__ WgradGrad(const GenericParams& p, int first_row, int group, int64_t first_pixel)
+      : params(p),
+        base(static_cast<const T*>(p.grad.data) +
+             (int64_t{group} * p.problem.filters_per_group() + first_row) * p.grad.stride_c),
+        pixels(p, first_pixel),
+        first(first_row) {}
+
+  __device__ LinearAt at_x(int x) const {
+    return {x * params.grad.stride_c, first + x < params.problem.filters_per_group()};
+  }
+  __device__ LinearAt at_k(int k, bool valid) const {
+    const Pixel pixel = pixels.at(k);
+    return {pixel.n * params.grad.stride_n + pixel.h * params.grad.stride_h + pixel.w * params.grad.stride_w,
+            valid};
+  }
+  __device__ Vector<T, V> load(const LinearAt& x, const LinearAt& k) const {
+    return load_global_if<V>(x.valid && k.valid, base + (x.offset + k.offset));
+  }
+};
+
+// wgrad B: x is a tap, k an output pixel; the input element that the tap sees there.
+template <class T, int V>
+struct WgradInput {
+  using Element = T;
+  using AtX = TapAt;
+  static constexpr int kVector = V;
+  static constexpr bool kAlongK = false;
+
+  const GenericParams& params;
+  const T* base;
+  PixelRange pixels;
+  int first;
+
+  __device__ WgradInput(const GenericParams& p, int first_column, int group, int64_t first_pixel)
+      : params(p),
+        base(static_cast<const T*>(p.input.data) +
+             int64_t{group} * p.problem.channels_per_group() * p.input.stride_c),
+        pixels(p, first_pixel),
+        first(first_column) {}
+
+  __device__ TapAt at_x(int x) const {
+    const Tap tap = tap_at(params, first + x);
+    const int h = tap.r * params.problem.dilation_h, w = tap.s * params.problem.dilation_w;
+    return {tap.channel * params.input.stride_c + h * params.input.stride_h + w * params.input.stride_w, h, w,
+            first + x < params.columns};
+  }
+  __device__ ImageAt at_k(int k, bool valid) const {
+    if (!valid) return {0, kOutside, kOutside};
+    const Pixel pixel = pixels.at(k);
+    const int h = pixel.h * params.problem.stride_h - params.problem.pad_top;
+    const int w = pixel.w * params.problem.stride_w - params.problem.pad_left;
+    return {pixel.n * params.input.stride_n + h * params.input.stride_h + w * params.input.stride_w, h, w};
+  }
+  __device__ Vector<T, V> load(const TapAt& x, const ImageAt& k) const {
+    const bool inside = x.valid &&
+                        static_cast<unsigned>(x.h + k.h) < static_cast<unsigned>(params.problem.h) &&
+                        static_cast<unsigned>(x.w + k.w) < static_cast<unsigned>(params.problem.w);
+    return load_global_if<V>(inside, base + (x.offset + k.offset));
+  }
+};
+
+}  // namespace fastcnn::generic

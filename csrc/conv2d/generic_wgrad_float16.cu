@@ -1,0 +1,3 @@
+#include "conv2d/generic.cuh"
+
+template void fastcnn::generic::launch_wgrad<__half>(const GenericParams&, const Conv2dPlan&, cudaStream_t);

@@ -1,0 +1,45 @@
+// Which kernel, which tile: decided here and nowhere else, from the problem, the strides and the chip. Host
+// code.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+#include "common/chip.h"
+#include "conv2d/depthwise.h"
+#include "conv2d/problem.h"
+
+namespace fastcnn {
+
+enum class Conv2dPath { kGeneric, kDepthwise };
+enum class Conv2dTile { kWide, kNarrow };  // 128 x 128 with 8 x 8 a thread; 128 x 32 with 4 x 4
+
+struct Conv2dPlan {
+  Conv2dPath path = Conv2dPath::kGeneric;
+  size_t workspace_bytes = 0;
+  int splits = 1;
+
+  // kGeneric
+  Conv2dTile tile = Conv2dTile::kNarrow;
+  bool vectorized = false;
+  int64_t split_length = 0;
+  int64_t grid = 0;
+  int threads = 0;
+  int shared_bytes = 0;
+
+  DepthwisePlan depthwise;  // kDepthwise
+};
+
+// Addresses count only by their alignment; null ones count as aligned, so that a plan can be made without
+// tensors.
+Conv2dPlan plan_conv2d(Conv2dPass pass, const Conv2dParams& params, const Chip& chip);
+
+// The plan as text: {"kernel", "tile", "reason", "grid", "threads", "shared_bytes", "workspace_bytes",
+// "splits"}.
+std::string describe(const Conv2dPlan& plan, Conv2dPass pass);
+
+// Launches what the plan says, on the stream. The workspace in params holds plan.workspace_bytes.
+void run_conv2d(Conv2dPass pass, const Conv2dParams& params, const Conv2dPlan& plan, cudaStream_t stream);
+
+}  // namespace fastcnn
