@@ -1,0 +1,20 @@
+// The launchers of the pool kernels: a call and its plan in, work on the stream out.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "pool2d/plan.h"
+#include "pool2d/problem.h"
+
+namespace fastcnn {
+
+void launch_max_pool2d_fprop(const Pool2dCall& call, const Pool2dPlan& plan, cudaStream_t stream);
+void launch_max_pool2d_bprop(const Pool2dCall& call, const Pool2dPlan& plan, cudaStream_t stream);
+void launch_max_pool2d_gather(const Pool2dCall& call, const Pool2dPlan& plan, cudaStream_t stream);
+void launch_average_pool2d_fprop(const Pool2dCall& call, const Pool2dPlan& plan, cudaStream_t stream);
+void launch_average_pool2d_bprop(const Pool2dCall& call, const Pool2dPlan& plan, cudaStream_t stream);
+
+// The one of them that call.op names.
+void launch_pool2d(const Pool2dCall& call, const Pool2dPlan& plan, cudaStream_t stream);
+
+}  // namespace fastcnn
