@@ -75,13 +75,13 @@ __global__ void depthwise_dgrad(const __grid_constant__ DepthwiseDgradParams par
           params.stride_w.divide(
               w + problem.pad_left - s * problem.dilation_w + params.bias_q * problem.stride_w, rest_w) -
           params.bias_q;
-      if (rest_h == 0 && rest_w == 0 && static_cast<unsigned>(q) < problem.q) {
+      if (rest_h == 0 && rest_w == 0 && within(q, problem.q)) {
         const T* source = source_image + filter * dy.stride_c + p * dy.stride_h + q * dy.stride_w;
         Vector<T, V> value[kDepthwiseRows];
         bool inside[kDepthwiseRows];
 #pragma unroll
         for (int i = 0; i < kDepthwiseRows; ++i) {
-          inside[i] = static_cast<unsigned>(p + i) < problem.p;
+          inside[i] = within(p + i, problem.p);
           value[i] = load_global_if<V>(inside[i], source + i * dy.stride_h);
         }
         const Vector<T, V> weight =

@@ -65,14 +65,14 @@ __global__ void depthwise_fprop(const __grid_constant__ DepthwiseFpropParams par
     __syncthreads();
     if (!active) continue;
     for (int tap = 0; tap < chunk; ++tap) {
-      const bool column_inside = static_cast<unsigned>(w + s * problem.dilation_w) < problem.w;
+      const bool column_inside = within(w + s * problem.dilation_w, problem.w);
       const T* source = window + r * problem.dilation_h * x.stride_h + s * problem.dilation_w * x.stride_w;
       Vector<T, V> value[kDepthwiseRows];
       bool inside[kDepthwiseRows];
 #pragma unroll
       for (int i = 0; i < kDepthwiseRows; ++i) {
         const int row = h + i * problem.stride_h + r * problem.dilation_h;
-        inside[i] = column_inside && i < rows && static_cast<unsigned>(row) < problem.h;
+        inside[i] = column_inside && i < rows && within(row, problem.h);
         value[i] = load_global_if<V>(inside[i], source + i * problem.stride_h * x.stride_h);
       }
       const Vector<T, V> weight = shared.weights.template load_vector<V>(tap * tile_channels + tile_channel);

@@ -75,13 +75,12 @@ __global__ void depthwise_wgrad(const __grid_constant__ DepthwiseWgradParams par
       bool inside[kDepthwiseWindowTaps];
 #pragma unroll
       for (int i = 0; i < kWindow; ++i) {
-        const bool row_inside =
-            first_r + i < problem.r && static_cast<unsigned>(h + i * problem.dilation_h) < problem.h;
+        const bool row_inside = first_r + i < problem.r && within(h + i * problem.dilation_h, problem.h);
 #pragma unroll
         for (int j = 0; j < kWindow; ++j) {
           const int tap = i * kWindow + j;
-          inside[tap] = row_inside && first_s + j < problem.s &&
-                        static_cast<unsigned>(w + j * problem.dilation_w) < problem.w;
+          inside[tap] =
+              row_inside && first_s + j < problem.s && within(w + j * problem.dilation_w, problem.w);
           value[tap] = load_global_if<V>(inside[tap], source + i * problem.dilation_h * x.stride_h +
                                                           j * problem.dilation_w * x.stride_w);
         }

@@ -8,6 +8,11 @@
 
 namespace fastcnn {
 
+// 0 <= i < extent, as one comparison.
+__host__ __device__ inline bool within(int i, int extent) {
+  return static_cast<unsigned>(i) < static_cast<unsigned>(extent);
+}
+
 // Both counts are powers of two. "Groups" are what one thread works on: a vector of channels, a few pixels.
 struct ThreadTile {
   int channel_threads = 1;
