@@ -10,10 +10,17 @@ from collections.abc import Mapping
 from pathlib import Path
 
 DEFAULT_ARCHITECTURES = "8.0+PTX;9.0a"
+USUAL_HOME = Path("/usr/local/cuda")
 JOB_GIB = 3  # what one nvcc process with our templates may need at its peak
 RESERVED_GIB = 4  # left to the rest of the machine
 
 _GIB = 1 << 30
+# torch's build takes chips' family names too; the build information is to hold versions.
+_BY_NAME = {
+    "Ampere": ("8.0", "8.6+PTX"),
+    "Ada": ("8.9+PTX",),
+    "Hopper": ("9.0",),
+}
 
 
 def find_cuda_home(environ: Mapping[str, str] = os.environ) -> Path | None:
@@ -31,8 +38,7 @@ def find_cuda_home(environ: Mapping[str, str] = os.environ) -> Path | None:
         home = _home_behind(nvcc, environ)
         if home:
             return home
-    usual = Path("/usr/local/cuda")
-    return usual if (usual / "bin" / "nvcc").exists() else None
+    return USUAL_HOME if (USUAL_HOME / "bin" / "nvcc").exists() else None
 
 
 def _home_behind(nvcc: str, environ: Mapping[str, str]) -> Path | None:
@@ -90,10 +96,11 @@ def architectures(environ: Mapping[str, str] = os.environ) -> list[str]:
     """
     asked = environ.get("TORCH_CUDA_ARCH_LIST", "").replace(",", ";").replace(" ", ";")
     names = [name for name in asked.split(";") if name] or DEFAULT_ARCHITECTURES.split(";")
+    names = [spelled for name in names for spelled in _BY_NAME.get(name, (name,))]
     result: list[str] = []
     for name in names:
         version, plus, _ = name.partition("+")
-        if version in ("9.0", "9.0a", "Hopper"):
+        if version == "9.0":
             result.append("9.0a")
             if plus and not any(other.endswith("+PTX") for other in names if other != name):
                 result.append("8.0+PTX")
