@@ -42,7 +42,7 @@ def cuda_extension(home: Path) -> tuple[Extension, type]:
     extension = Extension(
         "fastcnn._C",
         sources=[os.path.relpath(path, ROOT) for path in sources],
-        include_dirs=["csrc", str(generated)],
+        include_dirs=[str(ROOT / "csrc"), str(generated)],
         extra_compile_args={
             "cxx": [*common, "-Wall", "-Wextra", "-fvisibility=hidden"],
             "nvcc": [*common, "-lineinfo", "-Xptxas=-v", "-Xcompiler=-Wall,-fvisibility=hidden"],

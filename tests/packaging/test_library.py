@@ -175,9 +175,9 @@ def test_an_uncovered_gpu_is_told_in_one_sentence_and_goes_to_aten(tmp_path):
     assert done.returncode == 0, done.stderr
     sentence, kernels, aten_on_cuda = done.stdout.splitlines()
     assert sentence == (
-        "fastcnn's library was built for 8.0+PTX, 9.0a, which does not cover Tesla T4 (compute capability 7.5)"
-        ': CUDA tensors go through ATen; reinstall fastcnn with TORCH_CUDA_ARCH_LIST="7.5" to run its kernels, '
-        "or hide that GPU with CUDA_VISIBLE_DEVICES."
+        "fastcnn's library was built for 8.0+PTX, 9.0a, which does not cover Tesla T4 (compute capability "
+        '7.5): CUDA tensors go through ATen; reinstall fastcnn with TORCH_CUDA_ARCH_LIST="7.5" to run its '
+        "kernels, or hide that GPU with CUDA_VISIBLE_DEVICES."
     )
     assert (kernels, aten_on_cuda) == ("False", "True")
 
