@@ -1,0 +1,71 @@
+"""Installing where the CUDA library is not built: one sentence, a pure wheel, no torch asked for."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from build_support import backend, cuda
+from fastcnn._version import __version__
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def build_wheel(tmp_path: Path, **environ: str) -> subprocess.CompletedProcess:
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("LICENSE", "MANIFEST.in", "README.md", "pyproject.toml", "setup.py"):
+        shutil.copy(ROOT / name, source)
+    skip = shutil.ignore_patterns("__pycache__", "*.so")
+    for name in ("build_support", "csrc", "fastcnn"):
+        shutil.copytree(ROOT / name, source / name, ignore=skip)
+    return subprocess.run(
+        [sys.executable, "setup.py", "-q", "bdist_wheel", "-d", str(tmp_path / "dist")],
+        cwd=source,
+        env={**os.environ, **environ},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_skipped_build_makes_a_pure_wheel_and_says_so_once(tmp_path):
+    done = build_wheel(tmp_path, FASTCNN_BUILD_CUDA="0")
+    assert done.returncode == 0, done.stderr
+    assert (done.stdout + done.stderr).count("FASTCNN_BUILD_CUDA=0") == 1
+    (wheel,) = (tmp_path / "dist").iterdir()
+    assert wheel.name == f"fastcnn-{__version__}-py3-none-any.whl"
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "fastcnn/ops.py" in names
+    assert "fastcnn/_library.py" in names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert not [name for name in names if not name.startswith("fastcnn")]
+
+
+def test_a_wrong_wish_stops_the_install(tmp_path):
+    done = build_wheel(tmp_path, FASTCNN_BUILD_CUDA="maybe")
+    assert done.returncode != 0
+    assert "FASTCNN_BUILD_CUDA is 'maybe': expected 0" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("home", "asked"), [(None, []), (Path("/cuda"), ["torch>=2.11", "ninja"])], ids=["no nvcc", "nvcc"]
+)
+@pytest.mark.parametrize("hook", ["get_requires_for_build_wheel", "get_requires_for_build_editable"])
+def test_torch_is_asked_for_only_to_build_the_library(monkeypatch, hook, home, asked):
+    monkeypatch.setattr(backend, "toolkit_to_build_with", lambda: (home, ""))
+    monkeypatch.setattr(backend.build_meta, hook, lambda settings=None: [])
+    assert getattr(backend, hook)() == asked
+
+
+def test_the_backend_has_setuptools_other_hooks():
+    for hook in ("build_wheel", "build_editable", "build_sdist", "prepare_metadata_for_build_wheel"):
+        assert callable(getattr(backend, hook))
+
+
+def test_the_default_architectures_are_the_documented_ones():
+    assert f"`{cuda.DEFAULT_ARCHITECTURES}`" in (ROOT / "README.md").read_text()
