@@ -1,10 +1,10 @@
-"""Convolution and pooling layers for PyTorch whose CUDA kernels are written by hand: a drop-in for torch's own.
+"""Convolution and pooling for PyTorch on CUDA kernels written by hand: a drop-in for torch's own layers.
 
     model = fastcnn.convert(model)          # every Conv2d and 2-D pool of any model
     layer = fastcnn.nn.Conv2d(3, 64, 7)     # or layer by layer
     y = fastcnn.functional.conv2d(x, w)     # or call by call
 
-Where the compiled library or a GPU is missing, the same calls run through ATen; `fastcnn info` says what runs.
+Where the compiled library or a GPU is missing, the same calls run through ATen: `fastcnn info` tells.
 """
 
 # The operators' schemas come first: the library, loaded by the import of _library, implements them.

@@ -14,7 +14,7 @@ KEYS = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
 
 
 def cast(tensor: Tensor | None, device_type: str, dtype: torch.dtype) -> Tensor | None:
-    """`tensor` in the autocast dtype, by torch's own rule: float64 and other devices' tensors are left alone."""
+    """`tensor` in the autocast dtype; by torch's own rule float64 and other devices' tensors stay."""
     if (
         tensor is None
         or tensor.dtype == dtype

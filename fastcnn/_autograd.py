@@ -1,8 +1,8 @@
 """The operators' derivatives, once, used in two ways.
 
 `FORMULAS` is what `ops.py` registers on the operators themselves: torch.compile, torch.export and a second
-derivative need it there. The `autograd.Function`s at the end are the eager fast path of `functional.py`: the same
-formulas around the raw kernel calls, at a third of the call time.
+derivative need it there. The `autograd.Function`s at the end are the eager fast path of `functional.py`: the
+same formulas around the raw kernel calls, for less time per call.
 
 The set is closed: every derivative is another operator of the set (conv2d, dgrad and wgrad are each other's;
 a pool's backward has the pool, or a gather, as its derivative), so any order of differentiation works.
@@ -34,7 +34,7 @@ def _call(op, *args):
         return op(*args)
 
 
-# --- convolution ---------------------------------------------------------------------------------------------
+# --- convolution ----------------------------------------------------------------------------------
 
 
 def _activation_grad(grad: Tensor, output: Tensor, activation: str) -> Tensor:
@@ -134,7 +134,7 @@ def _bias_grad_backward(ctx, grad):
     return grad[:, None, None].expand(ctx.shape)
 
 
-# --- max pooling ---------------------------------------------------------------------------------------------
+# --- max pooling ----------------------------------------------------------------------------------
 
 
 def _max_pool_remember(ctx, input, pool) -> None:
@@ -186,7 +186,7 @@ def _max_pool_gather_backward(ctx, grad):
     return (_max_pool_spread(ctx, grad, *ctx.saved_tensors), *(None,) * 10)
 
 
-# --- average pooling -----------------------------------------------------------------------------------------
+# --- average pooling ------------------------------------------------------------------------------
 
 
 def _avg_pool_remember(ctx, input, pool) -> None:
@@ -213,7 +213,7 @@ def _avg_pool_backward_backward(ctx, grad):
     return (_call(_ops.avg_pool2d.default, grad, *ctx.pool), *(None,) * 12)
 
 
-# --- adaptive pooling ----------------------------------------------------------------------------------------
+# --- adaptive pooling -----------------------------------------------------------------------------
 
 
 def _adaptive_remember(ctx, input) -> None:
@@ -292,7 +292,7 @@ FORMULAS = {
 }
 
 
-# --- the eager fast path -------------------------------------------------------------------------------------
+# --- the eager fast path --------------------------------------------------------------------------
 
 
 class Conv2d(Function):

@@ -73,7 +73,7 @@ def conv_output_shape(
 
 
 def pool_output_size(size: int, kernel: int, stride: int, pad: int, dilation: int, ceil_mode: bool) -> int:
-    """One spatial extent of a pool's output; the last window must start inside the image or its left padding."""
+    """One spatial extent of a pool's output; the last window starts inside the image or its left padding."""
     room = size + 2 * pad - dilation * (kernel - 1) - 1
     if not ceil_mode:
         return room // stride + 1

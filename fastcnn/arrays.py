@@ -1,8 +1,8 @@
 """The forward functions for arrays of any library that speaks DLPack: NumPy, CuPy, JAX, torch and others.
 
-An array goes in without a copy (a read-only NumPy array is copied once), the work runs on its own device and that
-device's current stream, and the result comes back as the kind of the first argument. Nothing is recorded for
-differentiation. Signatures and errors are those of `fastcnn.functional`.
+An array goes in without a copy (a read-only NumPy array is copied once), the work runs on its own device and
+that device's current stream, and the result comes back as the kind of the first argument. Nothing is recorded
+for differentiation. Signatures and errors are those of `fastcnn.functional`.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def _run(function: Callable[..., Any], array: Any, *others: Any, **options: Any)
 
 
 def conv2d(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, *, activation="none"):
-    """`fastcnn.functional.conv2d` for arrays: input (N, C, H, W) or (C, H, W), weight (K, C // groups, R, S)."""
+    """`fastcnn.functional.conv2d` for arrays: input (N, C, H, W) or (C, H, W), weight (K, C/groups, R, S)."""
     return _run(
         functional.conv2d,
         input,

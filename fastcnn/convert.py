@@ -94,11 +94,11 @@ def convert(
 ) -> M | tuple[M, Report]:
     """Make every torch Conv2d, MaxPool2d, AvgPool2d, AdaptiveAvgPool2d and AdaptiveMaxPool2d in `model` ours.
 
-    Only the class of each module changes, in place: parameters, buffers, hooks, state_dict keys, training mode
-    and whatever else it holds stay the same objects, so optimisers and saved weights keep working. `revert`
-    undoes it. A module in `torch.nn.utils.parametrize` (weight_norm, for one) is converted too. Subclasses of
-    torch's layers are somebody's own code: they are left alone, as is anything scripted or quantised; the
-    report names them.
+    Only the class of each module changes, in place: parameters, buffers, hooks, state_dict keys, training
+    mode and whatever else it holds stay the same objects, so optimisers and saved weights keep working.
+    `revert` undoes it. A module in `torch.nn.utils.parametrize` (weight_norm, for one) is converted too.
+    Subclasses of torch's layers are somebody's own code: they are left alone, as is anything scripted or
+    quantised; the report names them.
 
     Args:
         model: any module; it may itself be one of the layers.
@@ -124,8 +124,8 @@ def revert(
 ) -> M | tuple[M, Report]:
     """Make every layer of ours in `model` torch's own again; the opposite of `convert`, with its arguments.
 
-    A `ConvAct2d` stays (torch has no layer that also applies the activation), unless its activation is "none"; the
-    report names it. It works without our kernels all the same.
+    A `ConvAct2d` stays (torch has no layer that also applies the activation), unless its activation is
+    "none"; the report names it. It works without our kernels all the same.
     """
     return _exchange(model, _TORCHS, filter, report)
 
@@ -193,7 +193,7 @@ def _reason(kind: type, classes: dict[type, type]) -> str | None:
     """Why a convolution or pool cannot change; None for modules that this is not about."""
     if classes is _TORCHS:
         if kind is nn.ConvAct2d:
-            return "torch has no layer that applies the activation too (it runs without our kernels all the same)"
+            return "torch has no layer that applies the activation too; it runs without our kernels as well"
         base = next((ours for ours in _TORCHS if issubclass(kind, ours)), None)
         return base and f"a subclass of {_class_name(base)}, with code of its own"
     if kind in _TORCHS or kind is nn.ConvAct2d:

@@ -1,9 +1,9 @@
 """Convolution and pooling with the signatures of `torch.nn.functional`, on this package's kernels.
 
-A call whose device or dtype has no kernel here (integers, complex numbers, a CPU without the emulated library, an
-empty tensor, a `torch.func` transform) is handed to `torch.nn.functional` unchanged, so every function here accepts
-whatever torch's does. Results are deterministic on our kernels: same input, same bits. Forward-mode automatic
-differentiation is not offered by the kernels and raises NotImplementedError.
+A call whose device or dtype has no kernel here (integers, complex numbers, a CPU without the emulated
+library, an empty tensor, a `torch.func` transform) is handed to `torch.nn.functional` unchanged, so every
+function here accepts whatever torch's does. Results are deterministic on our kernels: same input, same bits.
+Forward-mode automatic differentiation is not offered by the kernels and raises NotImplementedError.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ def _batched(op: str, input: Tensor) -> tuple[Tensor, bool]:
     if input.dim() == 3:
         return input.unsqueeze(0), True
     raise RuntimeError(
-        f"{op}(): expected input to be 3-D (unbatched) or 4-D (batched), but it has {input.dim()} dimensions: "
-        f"{list(input.shape)}"
+        f"{op}(): expected input to be 3-D (unbatched) or 4-D (batched), but it is {input.dim()}-D, "
+        f"size {list(input.shape)}"
     )
 
 
@@ -80,19 +80,19 @@ def conv2d(
     """2-D convolution, as `torch.nn.functional.conv2d`, optionally with an activation fused into the kernel.
 
     Args:
-        input: ``(N, C, H, W)`` or ``(C, H, W)``, float32, float16, bfloat16 or float64 (others go to torch), with any
-            strides.
+        input: ``(N, C, H, W)`` or ``(C, H, W)``, float32, float16, bfloat16 or float64 (others go to torch),
+            with any strides.
         weight: ``(K, C // groups, R, S)``, in the dtype of `input`.
         bias: ``(K,)`` or None, in the dtype of `input`.
-        stride, padding, dilation: an int or two; `padding` may be "valid" or "same" (stride 1 only; an odd total
-            goes to the bottom and right).
+        stride, padding, dilation: an int or two; `padding` may be "valid" or "same" (stride 1 only; of an odd
+            total the larger half goes to the bottom and right).
         groups: divides C and K.
         activation: "none", "relu", "sigmoid" or "tanh", applied to the biased result.
 
     Returns:
-        ``(N, K, P, Q)``, channels_last if `input` or `weight` is. Sums are carried in float32 (float64 for float64);
-        float32 products use TF32 only if ``torch.backends.cudnn.allow_tf32``. Under autocast the call runs in the
-        autocast dtype.
+        ``(N, K, P, Q)``, channels_last if `input` or `weight` is. Sums are carried in float32 (float64 for
+        float64); float32 products use TF32 only if ``torch.backends.cudnn.allow_tf32``. Under autocast the
+        call runs in the autocast dtype.
 
     Raises:
         RuntimeError: sizes, dtypes, devices or parameters that do not fit, as in torch.
@@ -167,15 +167,15 @@ def max_pool2d(
 
     Args:
         input: ``(N, C, H, W)`` or ``(C, H, W)``, with any strides.
-        kernel_size, stride, padding, dilation: an int or two; `stride` None is `kernel_size`; `padding` is at most
-            half of `kernel_size`.
+        kernel_size, stride, padding, dilation: an int or two; `stride` None is `kernel_size`; `padding` is at
+            most half of `kernel_size`.
         ceil_mode: round the output size up.
         return_indices: also return each maximum's position ``h * W + w`` in its plane (int64).
 
     Returns:
-        ``(N, C, P, Q)`` in the layout of `input`, or that and the indices. A NaN in a window is its maximum; of equal
-        values the first in row order is taken. Runs in the dtype of `input`, under autocast too. For the backward
-        pass one byte per window is kept (four for windows of more than 256).
+        ``(N, C, P, Q)`` in the layout of `input`, or that and the indices. A NaN in a window is its maximum;
+        of equal values the first in row order is taken. Runs in the dtype of `input`, under autocast too. For
+        the backward pass one byte per window is kept (four for windows of more than 256).
 
     Raises:
         RuntimeError: sizes or parameters that do not fit, as in torch.
@@ -242,8 +242,8 @@ def avg_pool2d(
 
     Args:
         input: ``(N, C, H, W)`` or ``(C, H, W)``, with any strides.
-        kernel_size, stride, padding: an int or two; `stride` None is `kernel_size`; `padding` is at most half of
-            `kernel_size`.
+        kernel_size, stride, padding: an int or two; `stride` None is `kernel_size`; `padding` is at most half
+            of `kernel_size`.
         ceil_mode: round the output size up.
         count_include_pad: count the padding's zeros in the divisor.
         divisor_override: divide by this instead; not zero.
@@ -298,7 +298,7 @@ def avg_pool2d(
     return output.squeeze(0) if unbatched else output
 
 
-def adaptive_avg_pool2d(input: Tensor, output_size: int | None | Sequence[int | None]) -> Tensor:
+def adaptive_avg_pool2d(input: Tensor, output_size: int | Sequence[int | None] | None) -> Tensor:
     """2-D adaptive average pooling, as `torch.nn.functional.adaptive_avg_pool2d`.
 
     Args:
@@ -332,7 +332,7 @@ def adaptive_avg_pool2d(input: Tensor, output_size: int | None | Sequence[int | 
 
 
 def adaptive_max_pool2d(
-    input: Tensor, output_size: int | None | Sequence[int | None], return_indices: bool = False
+    input: Tensor, output_size: int | Sequence[int | None] | None, return_indices: bool = False
 ) -> Tensor | tuple[Tensor, Tensor]:
     """2-D adaptive max pooling, as `torch.nn.functional.adaptive_max_pool2d`.
 
@@ -342,8 +342,8 @@ def adaptive_max_pool2d(
         return_indices: also return each maximum's position ``h * W + w`` in its plane (int64).
 
     Returns:
-        ``(N, C, *output_size)`` in the layout and dtype of `input`, or that and the indices. A NaN in a window is its
-        maximum; of equal values the first in row order is taken.
+        ``(N, C, *output_size)`` in the layout and dtype of `input`, or that and the indices. A NaN in a
+        window is its maximum; of equal values the first in row order is taken.
 
     Raises:
         RuntimeError: sizes that do not fit, as in torch.

@@ -1,6 +1,6 @@
 """Layers that take the place of torch's own, subclass by subclass.
 
-Constructor, parameters, initialisation, state_dict, repr and pickling are torch's; only the computation is ours.
+Constructor, parameters, initialisation, state_dict, repr and pickling are torch's; the computation is ours.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["AdaptiveAvgPool2d", "AdaptiveMaxPool2d", "AvgPool2d", "Conv2d", "Con
 
 
 class Conv2d(torch.nn.Conv2d):
-    """`torch.nn.Conv2d` on this package's kernels; see `fastcnn.functional.conv2d`."""
+    """`torch.nn.Conv2d` on our kernels; see `fastcnn.functional.conv2d`."""
 
     def _convolve(self, input: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
         padding = self.padding
@@ -58,7 +58,7 @@ class ConvAct2d(Conv2d):
 
 
 class MaxPool2d(torch.nn.MaxPool2d):
-    """`torch.nn.MaxPool2d` on this package's kernels; see `fastcnn.functional.max_pool2d`."""
+    """`torch.nn.MaxPool2d` on our kernels; see `fastcnn.functional.max_pool2d`."""
 
     def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         return functional.max_pool2d(
@@ -73,7 +73,7 @@ class MaxPool2d(torch.nn.MaxPool2d):
 
 
 class AvgPool2d(torch.nn.AvgPool2d):
-    """`torch.nn.AvgPool2d` on this package's kernels; see `fastcnn.functional.avg_pool2d`."""
+    """`torch.nn.AvgPool2d` on our kernels; see `fastcnn.functional.avg_pool2d`."""
 
     def forward(self, input: Tensor) -> Tensor:
         return functional.avg_pool2d(
@@ -88,14 +88,14 @@ class AvgPool2d(torch.nn.AvgPool2d):
 
 
 class AdaptiveAvgPool2d(torch.nn.AdaptiveAvgPool2d):
-    """`torch.nn.AdaptiveAvgPool2d` on this package's kernels; see `fastcnn.functional.adaptive_avg_pool2d`."""
+    """`torch.nn.AdaptiveAvgPool2d` on our kernels; see `fastcnn.functional.adaptive_avg_pool2d`."""
 
     def forward(self, input: Tensor) -> Tensor:
         return functional.adaptive_avg_pool2d(input, self.output_size)
 
 
 class AdaptiveMaxPool2d(torch.nn.AdaptiveMaxPool2d):
-    """`torch.nn.AdaptiveMaxPool2d` on this package's kernels; see `fastcnn.functional.adaptive_max_pool2d`."""
+    """`torch.nn.AdaptiveMaxPool2d` on our kernels; see `fastcnn.functional.adaptive_max_pool2d`."""
 
     def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         return functional.adaptive_max_pool2d(input, self.output_size, self.return_indices)

@@ -7,8 +7,8 @@ The kernels (csrc/bindings) implement these schemas for CUDA tensors. Where they
 - A result is dense, NHWC where ``channels_last`` says so. Without that argument: NHWC if an operand is.
 - No operator writes to, or aliases, an argument. Same inputs, same bits.
 - ``activation`` is "none", "relu", "sigmoid" or "tanh". ``divisor_override`` 0 stands for none.
-- Pooling ``indices`` are offsets in the window, r * kernel_w + s (uint8, or int32 for windows of more than 256),
-  or positions in the plane, h * width + w (int64); the dtype tells.
+- Pooling ``indices`` are offsets in the window, r * kernel_w + s (uint8, or int32 for windows of more than
+  256), or positions in the plane, h * width + w (int64); the dtype tells.
 """
 
 from __future__ import annotations
@@ -47,12 +47,13 @@ SCHEMAS = (
     f"avg_pool2d_backward(Tensor grad_output, SymInt height, SymInt width, {_AVG_POOL}, "
     "bool channels_last) -> Tensor",
     "adaptive_avg_pool2d(Tensor input, SymInt output_h, SymInt output_w) -> Tensor",
-    "adaptive_avg_pool2d_backward(Tensor grad_output, SymInt height, SymInt width, bool channels_last) -> Tensor",
+    "adaptive_avg_pool2d_backward(Tensor grad_output, SymInt height, SymInt width, "
+    "bool channels_last) -> Tensor",
     "adaptive_max_pool2d(Tensor input, SymInt output_h, SymInt output_w) -> (Tensor, Tensor)",
     "adaptive_max_pool2d_backward(Tensor grad_output, Tensor indices, SymInt height, SymInt width, "
     "bool channels_last) -> Tensor",
     "adaptive_max_pool2d_gather(Tensor input, Tensor indices) -> Tensor",
-    # No tensors: a problem and a chip as JSON in, the kernel that would run as JSON out. Only the library has it.
+    # No tensors: a problem and a chip as JSON in, the kernel that would run as JSON out. The library has it.
     "plan(str op, str problem, str chip) -> str",
 )
 

@@ -41,7 +41,7 @@ class Plan:
         if self.tile:
             lines.append(f"  tile: {self.tile}")
         lines.append(
-            f"  launch: {self.grid} blocks of {self.threads} threads, {self.shared_bytes} B shared memory each"
+            f"  launch: {self.grid} blocks of {self.threads} threads, {self.shared_bytes} B shared memory"
         )
         lines.append(f"  reduction: {self.splits} split(s), {self.workspace_bytes} B workspace")
         return "\n".join(lines)
@@ -65,13 +65,13 @@ def plan(
     """Ask the planner which kernel it takes. No GPU is needed where `chip` names one.
 
     Args:
-        op: "conv2d_fprop", "conv2d_dgrad", "conv2d_wgrad", "max_pool2d", "max_pool2d_backward", "avg_pool2d" or
-            "avg_pool2d_backward".
+        op: "conv2d_fprop", "conv2d_dgrad", "conv2d_wgrad", "max_pool2d", "max_pool2d_backward", "avg_pool2d"
+            or "avg_pool2d_backward".
         input: the sizes ``(N, C, H, W)`` of the layer's input, for every `op`.
         weight: for convolutions, the sizes ``(K, C // groups, R, S)``.
         kernel_size: for pools, the window: an int or two.
-        stride, padding, dilation: an int or two; `stride` None is 1 for convolutions, `kernel_size` for pools.
-            `padding` may have four values for a convolution: top, bottom, left, right.
+        stride, padding, dilation: an int or two; `stride` None is 1 for convolutions, `kernel_size` for
+            pools. `padding` may have four values for a convolution: top, bottom, left, right.
         groups, ceil_mode: as in the layer.
         dtype: of all tensors.
         channels_last: whether the tensors are NHWC.
