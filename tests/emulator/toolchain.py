@@ -53,11 +53,11 @@ def _machine_flags() -> list[str]:
     features = (
         cpuinfo.read_text().partition("flags")[2].partition("\n")[0].split() if cpuinfo.exists() else []
     )
-    return [*flags, "-march=x86-64-v3"] if X86_64_V3 <= set(features) else flags
+    return [*flags, "-march=x86-64-v3"] if set(features) >= X86_64_V3 else flags
 
 
 def compile_flags(variant: Variant) -> list[str]:
-    """What every source is compiled with. The emulator's headers come before csrc: that is the whole trick."""
+    """What every source is compiled with. The emulator's headers come before csrc."""
     optimisation = {
         Variant.RELEASE: ["-O2", "-g1"],
         Variant.ASAN: [
