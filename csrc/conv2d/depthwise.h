@@ -13,6 +13,8 @@
 
 namespace fastcnn {
 
+// Threads of a block, at most.
+inline constexpr int kDepthwiseThreads = 256;
 // Output rows that one thread of fprop and dgrad makes.
 inline constexpr int kDepthwiseRows = 4;
 // wgrad keeps a window of this many by this many taps in registers.
@@ -21,6 +23,11 @@ inline constexpr int kDepthwiseTapWindow = 3;
 // channels or of 32 float channels, and leave the rest to the L1 cache, which serves the overlap of
 // neighbouring windows.
 inline constexpr int kDepthwiseWeightBytes = 8 * 1024;
+
+// wgrad: half of the block's threads hand their sums to the other half.
+constexpr int depthwise_wgrad_shared_bytes(int vector, int accumulator_bytes) {
+  return kDepthwiseThreads / 2 * kDepthwiseTapWindow * kDepthwiseTapWindow * vector * accumulator_bytes;
+}
 
 struct DepthwisePlan {
   std::string path;    // the kernel and its layout, as plan() reports it
@@ -32,7 +39,8 @@ struct DepthwisePlan {
   int64_t grid = 0;          // blocks of a full launch
   int weight_taps = 0;       // fprop, dgrad: taps of a block's channels that lie in shared memory at a time
   int64_t split_pixels = 0;  // wgrad: pixels that one block sums
-  int splits = 0;            // wgrad: partial sums per launch; workspace holds launches * splits of them
+  int splits = 1;            // wgrad: partial sums per launch; workspace holds launches * splits of them
+  size_t shared_bytes = 0;
   size_t workspace_bytes = 0;
 };
 

@@ -7,6 +7,8 @@ namespace fastcnn {
 void launch_depthwise_dgrad(const Conv2dParams& params, const DepthwisePlan& plan, cudaStream_t stream) {
   const Conv2dProblem& problem = params.problem;
   const auto covering = [](int extent, int step) { return (extent + step - 1) / step; };
+  // An empty image launches nothing; its divisors only have to exist.
+  const auto divider = [](int extent) { return FastDiv(std::max(1, extent)); };
   DepthwiseDgradParams kernel_params;
   kernel_params.tile = plan.tile;
   kernel_params.weights.view = params.weight;
@@ -16,21 +18,20 @@ void launch_depthwise_dgrad(const Conv2dParams& params, const DepthwisePlan& pla
   kernel_params.weights.filter_columns = FastDiv(problem.s);
   kernel_params.weight_taps = plan.weight_taps;
   kernel_params.channel_tiles = FastDiv(depthwise_channel_tiles(plan, problem.c));
-  kernel_params.columns = FastDiv(problem.w);
+  kernel_params.columns = divider(problem.w);
   kernel_params.row_groups =
-      FastDiv(covering(problem.h, kDepthwiseRows * problem.stride_h) * problem.stride_h);
+      divider(covering(problem.h, kDepthwiseRows * problem.stride_h) * problem.stride_h);
   kernel_params.stride_h = FastDiv(problem.stride_h);
   kernel_params.stride_w = FastDiv(problem.stride_w);
-  kernel_params.bias_p = covering((problem.r - 1) * problem.dilation_h, problem.stride_h);
-  kernel_params.bias_q = covering((problem.s - 1) * problem.dilation_w, problem.stride_w);
+  kernel_params.shift_p = covering((problem.r - 1) * problem.dilation_h, problem.stride_h);
+  kernel_params.shift_q = covering((problem.s - 1) * problem.dilation_w, problem.stride_w);
 
   for_each_launch(params, plan, [&](const Conv2dParams& images, int) {
     kernel_params.conv = images;
     visit_dtype(params.dtype, [&](auto tag) {
       using T = typename decltype(tag)::type;
       const auto kernel = plan.vector > 1 ? depthwise_dgrad<T, 16 / sizeof(T)> : depthwise_dgrad<T, 1>;
-      launch("conv2d::depthwise_dgrad", kernel,
-             depthwise_config(plan, sizeof(DepthwiseWeightShared<T>), stream), kernel_params);
+      launch("conv2d::depthwise_dgrad", kernel, depthwise_config(plan, stream), kernel_params);
     });
   });
 }

@@ -25,8 +25,8 @@ struct DepthwiseDgradParams {
   FastDiv row_groups;  // stride_h phases x groups of kDepthwiseRows rows that cover H
   FastDiv stride_h;
   FastDiv stride_w;
-  int bias_p = 0;  // whole output rows added before a division, so that its dividend is never negative
-  int bias_q = 0;
+  int shift_p = 0;  // whole output rows added before a division, so that its dividend is never negative
+  int shift_q = 0;
 };
 
 template <class T, int V>
@@ -69,12 +69,12 @@ __global__ void depthwise_dgrad(const __grid_constant__ DepthwiseDgradParams par
       int rest_h, rest_w;
       const int p =
           params.stride_h.divide(
-              h + problem.pad_top - r * problem.dilation_h + params.bias_p * problem.stride_h, rest_h) -
-          params.bias_p;
+              h + problem.pad_top - r * problem.dilation_h + params.shift_p * problem.stride_h, rest_h) -
+          params.shift_p;
       const int q =
           params.stride_w.divide(
-              w + problem.pad_left - s * problem.dilation_w + params.bias_q * problem.stride_w, rest_w) -
-          params.bias_q;
+              w + problem.pad_left - s * problem.dilation_w + params.shift_q * problem.stride_w, rest_w) -
+          params.shift_q;
       if (rest_h == 0 && rest_w == 0 && within(q, problem.q)) {
         const T* source = source_image + filter * dy.stride_c + p * dy.stride_h + q * dy.stride_w;
         Vector<T, V> value[kDepthwiseRows];

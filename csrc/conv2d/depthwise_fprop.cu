@@ -24,8 +24,7 @@ void launch_depthwise_fprop(const Conv2dParams& params, const DepthwisePlan& pla
     visit_dtype(params.dtype, [&](auto tag) {
       using T = typename decltype(tag)::type;
       const auto kernel = plan.vector > 1 ? depthwise_fprop<T, 16 / sizeof(T)> : depthwise_fprop<T, 1>;
-      launch("conv2d::depthwise_fprop", kernel,
-             depthwise_config(plan, sizeof(DepthwiseWeightShared<T>), stream), kernel_params);
+      launch("conv2d::depthwise_fprop", kernel, depthwise_config(plan, stream), kernel_params);
     });
   });
 }

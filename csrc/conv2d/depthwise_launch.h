@@ -26,11 +26,11 @@ void for_each_launch(const Conv2dParams& params, const DepthwisePlan& plan, F&& 
   }
 }
 
-inline LaunchConfig depthwise_config(const DepthwisePlan& plan, size_t shared_bytes, cudaStream_t stream) {
+inline LaunchConfig depthwise_config(const DepthwisePlan& plan, cudaStream_t stream) {
   LaunchConfig config;
   config.grid = dim3(static_cast<unsigned>(plan.grid));
   config.threads = plan.tile.threads();
-  config.shared_bytes = shared_bytes;
+  config.shared_bytes = plan.shared_bytes;
   config.stream = stream;
   return config;
 }

@@ -7,7 +7,6 @@
 namespace fastcnn {
 namespace {
 
-constexpr int kMaxThreads = 256;
 constexpr int kMinThreads = 64;
 constexpr size_t kMaxWorkspaceBytes = size_t{32} << 20;
 
@@ -35,6 +34,7 @@ std::string describe(const char* pass, const DepthwisePlan& plan) {
 DepthwisePlan plan_depthwise(Conv2dPass pass, const Conv2dParams& params, const Chip& chip) {
   const Conv2dProblem& problem = params.problem;
   const int bytes = dtype_size(params.dtype);
+  const int accumulator_bytes = params.dtype == DType::kFloat64 ? 8 : 4;
   const int multiplier = problem.filters_per_group();
   const bool wgrad = pass == Conv2dPass::kWgrad;
   const bool dgrad = pass == Conv2dPass::kDgrad;
@@ -75,8 +75,8 @@ DepthwisePlan plan_depthwise(Conv2dPass pass, const Conv2dParams& params, const 
 
   // 128 bytes of channels side by side make a full cache line; fewer channels per block share less weight.
   const int max_fast =
-      lanes_along_channels ? (plan.vector > 1 ? 128 / (plan.vector * bytes) : 32) : kMaxThreads;
-  int threads = kMaxThreads;
+      lanes_along_channels ? (plan.vector > 1 ? 128 / (plan.vector * bytes) : 32) : kDepthwiseThreads;
+  int threads = kDepthwiseThreads;
   int64_t channel_tiles = 0;
   for (;; threads /= 2) {
     plan.tile = choose_thread_tile(lanes_along_channels, channel_groups, pixel_groups, max_fast, threads);
@@ -95,14 +95,15 @@ DepthwisePlan plan_depthwise(Conv2dPass pass, const Conv2dParams& params, const 
     const int64_t launch_pixels = std::min<int64_t>(plan.images_per_launch, problem.n) * image_groups;
     const int64_t wanted = ceil_div(int64_t{4} * chip.sm_count, channel_tiles * windows);
     const int64_t worthwhile = ceil_div(launch_pixels, int64_t{16} * plan.tile.pixel_threads);
-    const int64_t split_bytes = static_cast<int64_t>(problem.k) * problem.r * problem.s *
-                                (params.dtype == DType::kFloat64 ? 8 : 4) * plan.launches;
+    const int64_t split_bytes =
+        static_cast<int64_t>(problem.k) * problem.r * problem.s * accumulator_bytes * plan.launches;
     const int64_t affordable = static_cast<int64_t>(kMaxWorkspaceBytes) / std::max<int64_t>(1, split_bytes);
     const int64_t splits = std::max<int64_t>(1, std::min({wanted, worthwhile, affordable}));
     plan.split_pixels = std::max<int64_t>(1, ceil_div(launch_pixels, splits));
     plan.splits = static_cast<int>(std::max<int64_t>(1, ceil_div(launch_pixels, plan.split_pixels)));
     plan.workspace_bytes = static_cast<size_t>(split_bytes * plan.splits);
     plan.grid = channel_tiles * windows * plan.splits;
+    plan.shared_bytes = depthwise_wgrad_shared_bytes(plan.vector, accumulator_bytes);
     plan.path = describe("wgrad", plan);
     return plan;
   }
@@ -112,6 +113,7 @@ DepthwisePlan plan_depthwise(Conv2dPass pass, const Conv2dParams& params, const 
   plan.grid = channel_tiles * ceil_div(std::min<int64_t>(plan.images_per_launch, problem.n) * image_groups,
                                        plan.tile.pixel_threads);
   const int64_t taps = static_cast<int64_t>(dgrad ? multiplier : 1) * problem.r * problem.s;
+  plan.shared_bytes = kDepthwiseWeightBytes;
   const int capacity = kDepthwiseWeightBytes / bytes / (plan.tile.channel_threads * plan.vector);
   plan.weight_taps = static_cast<int>(std::min<int64_t>(taps, capacity));
   plan.path = describe(dgrad ? "dgrad" : "fprop", plan);

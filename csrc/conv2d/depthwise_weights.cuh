@@ -17,6 +17,8 @@ struct DepthwiseWeightShared {
   SharedArray<T, kDepthwiseWeightBytes / static_cast<int>(sizeof(T))> weights;
 };
 
+static_assert(sizeof(DepthwiseWeightShared<float>) == kDepthwiseWeightBytes, "what the plan asks for");
+
 // Channel c owns the filters c * filters .. c * filters + filters - 1; its taps are counted through them all.
 struct DepthwiseWeights {
   TensorView view;

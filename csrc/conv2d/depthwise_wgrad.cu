@@ -8,8 +8,9 @@ namespace {
 
 template <class T, int V>
 void launch_partial(const DepthwisePlan& plan, const DepthwiseWgradParams& params, cudaStream_t stream) {
-  launch("conv2d::depthwise_wgrad", depthwise_wgrad<T, V>,
-         depthwise_config(plan, sizeof(DepthwiseWgradShared<accumulator_t<T>, V>), stream), params);
+  using Acc = accumulator_t<T>;
+  static_assert(sizeof(DepthwiseWgradShared<Acc, V>) == depthwise_wgrad_shared_bytes(V, sizeof(Acc)));
+  launch("conv2d::depthwise_wgrad", depthwise_wgrad<T, V>, depthwise_config(plan, stream), params);
 }
 
 }  // namespace

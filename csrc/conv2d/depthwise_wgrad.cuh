@@ -17,7 +17,6 @@
 
 namespace fastcnn {
 
-inline constexpr int kDepthwiseWgradThreads = 256;
 inline constexpr int kDepthwiseWindowTaps = kDepthwiseTapWindow * kDepthwiseTapWindow;
 
 struct DepthwiseWgradParams {
@@ -35,7 +34,7 @@ struct DepthwiseWgradParams {
 
 template <class Acc, int V>
 struct DepthwiseWgradShared {
-  SharedArray<Acc, kDepthwiseWgradThreads / 2 * kDepthwiseWindowTaps * V> sums;
+  SharedArray<Acc, kDepthwiseThreads / 2 * kDepthwiseWindowTaps * V> sums;
 };
 
 template <class T, int V>
