@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 
 from fastcnn._shapes import conv_channels_last, suggests_channels_last
 
@@ -26,8 +26,20 @@ class Formula(NamedTuple):
     backward: Any
 
 
+def refuse_duals(op: str, *tensors: Any) -> None:
+    """Raise where a forward-mode tangent would be dropped silently."""
+    for tensor in tensors:
+        if isinstance(tensor, Tensor) and forward_ad.unpack_dual(tensor).tangent is not None:
+            raise NotImplementedError(
+                f"{op}(): fastcnn's kernels have no forward-mode derivative (jvp); use reverse mode, or "
+                "torch.nn.functional (fastcnn.revert for a model) where forward mode is needed"
+            )
+
+
 def _call(op, *args):
     """Call an operator inside a backward: straight to its kernel unless this backward is itself recorded."""
+    if forward_ad._current_level >= 0:
+        refuse_duals(op.name(), *args)
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return op(*args)
     with torch._C._AutoDispatchBelowAutograd():

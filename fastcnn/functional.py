@@ -40,16 +40,6 @@ def _served(input: Tensor) -> bool:
     )
 
 
-def _refuse_duals(op: str, *tensors: Tensor | None) -> None:
-    """Raise where a forward-mode tangent would be dropped silently."""
-    for tensor in tensors:
-        if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
-            raise NotImplementedError(
-                f"{op}(): fastcnn's kernels have no forward-mode derivative (jvp); use reverse mode, or "
-                "torch.nn.functional (fastcnn.revert for a model) where forward mode is needed"
-            )
-
-
 def _recorded() -> bool:
     """Whether something is recording operators, so that the call must stay visible to the dispatcher."""
     return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
@@ -120,7 +110,7 @@ def conv2d(
         output = F.conv2d(input, weight, bias, stride, padding, dilation, groups)
         return output if activation == "none" else _ACTIVATE[activation](output)
     if forward_ad._current_level >= 0:
-        _refuse_duals("conv2d", input, weight, bias)
+        _autograd.refuse_duals("conv2d", input, weight, bias)
 
     input, unbatched = _batched("conv2d", input)
     stride_h, stride_w = pair("conv2d", "stride", stride)
@@ -188,7 +178,7 @@ def max_pool2d(
     if not _served(input):
         return F.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
     if forward_ad._current_level >= 0:
-        _refuse_duals("max_pool2d", input)
+        _autograd.refuse_duals("max_pool2d", input)
 
     input, unbatched = _batched("max_pool2d", input)
     kernel, stride = kernel_pair("max_pool2d", kernel_size, stride)
@@ -209,11 +199,9 @@ def max_pool2d(
 def _max_pool2d(input, pool):
     needs_grad = torch.is_grad_enabled() and input.requires_grad
     if _recorded():
-        return (
-            _ops.max_pool2d_with_offsets.default(input, *pool)[0]
-            if needs_grad
-            else _ops.max_pool2d(input, *pool)
-        )
+        if needs_grad and torch.compiler.is_compiling():
+            return _ops.max_pool2d_with_offsets.default(input, *pool)[0]
+        return _ops.max_pool2d.default(input, *pool)
     if needs_grad:
         return _autograd.MaxPool2d.apply(input, pool)
     with _below_autograd():
@@ -272,7 +260,7 @@ def avg_pool2d(
             input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
         )
     if forward_ad._current_level >= 0:
-        _refuse_duals("avg_pool2d", input)
+        _autograd.refuse_duals("avg_pool2d", input)
 
     input, unbatched = _batched("avg_pool2d", input)
     kernel, stride = kernel_pair("avg_pool2d", kernel_size, stride)
@@ -317,7 +305,7 @@ def adaptive_avg_pool2d(input: Tensor, output_size: int | Sequence[int | None] |
     if not _served(input):
         return F.adaptive_avg_pool2d(input, output_size)
     if forward_ad._current_level >= 0:
-        _refuse_duals("adaptive_avg_pool2d", input)
+        _autograd.refuse_duals("adaptive_avg_pool2d", input)
 
     input, unbatched = _batched("adaptive_avg_pool2d", input)
     size = size_pair("adaptive_avg_pool2d", output_size, input)
@@ -354,7 +342,7 @@ def adaptive_max_pool2d(
     if not _served(input):
         return F.adaptive_max_pool2d(input, output_size, return_indices)
     if forward_ad._current_level >= 0:
-        _refuse_duals("adaptive_max_pool2d", input)
+        _autograd.refuse_duals("adaptive_max_pool2d", input)
 
     input, unbatched = _batched("adaptive_max_pool2d", input)
     size = size_pair("adaptive_max_pool2d", output_size, input)
