@@ -35,7 +35,8 @@ def load(
     memory_limit: int = MEMORY_LIMIT,
     progress: Progress | None = None,
 ) -> Splits:
-    """The data set that `source` names: "digits", or the path of a folder (`./digits` for one of that name)."""
+    """The data set that `source` names: "digits", or the path of a folder (`./digits` for one of that
+    name)."""
     if source == "digits":
         return digits(channels=channels, image_size=image_size, seed=seed)
     return image_folder(

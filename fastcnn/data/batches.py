@@ -17,14 +17,14 @@ _PREFETCH = 3
 class Batches:
     """Batches (x, y) of a labelled set, for training and evaluation.
 
-    `images` is a tensor or array of shape (N, ...), or `LazyImages`; `labels` integers of shape (N,). A set in
-    memory lies on `device` as it is (uint8 stays uint8) and a batch is picked there by index; a lazy one is
-    decoded by `threads` threads, a few batches ahead. `x` is floating point: with `mean` and `std` (one per
-    channel, in the units of `images`) it is (x - mean) / std, without them uint8 is divided by 255 and anything
-    else is left as it is. `y` is int64. The last batch of an epoch may be smaller.
+    `images` is a tensor or array of shape (N, ...), or `LazyImages`; `labels` integers of shape (N,). A set
+    in memory lies on `device` as it is (uint8 stays uint8) and a batch is picked there by index; a lazy one
+    is decoded by `threads` threads, a few batches ahead. `x` is floating point: with `mean` and `std` (one
+    per channel, in the units of `images`) it is (x - mean) / std, without them uint8 is divided by 255 and
+    anything else is left as it is. `y` is int64. The last batch of an epoch may be smaller.
 
-    Iterating gives the batches that are left of the current epoch and moves on to the next. With `shuffle`, the
-    order of epoch e depends on (`seed`, e) alone, so `state_dict()`, which is where the loader stands, is
+    Iterating gives the batches that are left of the current epoch and moves on to the next. With `shuffle`,
+    the order of epoch e depends on (`seed`, e) alone, so `state_dict()`, which is where the loader stands, is
     enough to go on with exactly the batches that would have come.
 
     Raises ValueError for an empty set, unequal lengths or a batch size below 1.

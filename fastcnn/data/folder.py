@@ -92,6 +92,7 @@ def image_folder(
         validation=everything.select(parts["validation"]),
         test=everything.select(parts["test"]),
         skipped=skipped,
+        root=root,
     )
 
 
@@ -150,8 +151,8 @@ def _sub_folders(folder: Path) -> list[Path]:
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
-    """The folders of the splits, or nothing where the sub-folders of `root` are classes. A class may itself be
-    called "train": it then holds images, not folders."""
+    """The folders of the splits, or nothing where the sub-folders of `root` are classes. A class may itself
+    be called "train": it then holds images, not folders."""
     found = {}
     for folder in _sub_folders(root):
         for split, names in SPLIT_NAMES.items():

@@ -12,15 +12,15 @@ from .errors import DataError, UnreadableImage
 if TYPE_CHECKING:
     from PIL import Image
 
-EXTENSIONS = frozenset(
-    ".apng .avif .avifs .bmp .dib .gif .ico .j2k .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tga "
-    ".tif .tiff .webp".split()
+EXTENSIONS = (
+    *(".apng", ".avif", ".avifs", ".bmp", ".dib", ".gif", ".ico", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg"),
+    *(".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
 )
 
 
 def is_image_name(name: str) -> bool:
     """Whether a file of this name counts as an image; hidden files don't."""
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
+    return not name.startswith(".") and name.lower().endswith(EXTENSIONS)
 
 
 def find_images(folder: str | os.PathLike) -> list[Path]:
@@ -38,7 +38,8 @@ def find_images(folder: str | os.PathLike) -> list[Path]:
 
 
 def find_readable_paths(paths: list[str]) -> list[Path]:
-    """Files as given and, for each folder, the images under it. Raises `DataError` for a path that isn't there."""
+    """Files as given and, for each folder, the images under it. Raises `DataError` for a path that isn't
+    there."""
     found: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
@@ -72,7 +73,9 @@ def read_image(path: str | os.PathLike, size: int, channels: int | None = None) 
             elif channels == 3:
                 image = image.convert("RGB")
             pixels = np.asarray(image.resize((size, size), pil.Resampling.BILINEAR))
-    except Exception as error:  # Pillow's decoders let many kinds out: OSError, SyntaxError, struct.error, ...
+    except (
+        Exception
+    ) as error:  # Pillow's decoders let many kinds out: OSError, SyntaxError, struct.error, ...
         raise UnreadableImage(_reason(pil, error)) from error
     if pixels.ndim == 2:
         return pixels[None].copy()

@@ -90,6 +90,7 @@ class Splits:
     validation: ImageSet
     test: ImageSet
     skipped: list[Skipped] = field(default_factory=list)
+    root: Path | None = None
 
     def fingerprint(self) -> str:
         """A hash of which image is in which split under which label; equal iff the splits are the same."""
@@ -101,8 +102,8 @@ class Splits:
         return digest.hexdigest()[:32]
 
     def statistics(self, seed: int = 0) -> tuple[list[float], list[float]]:
-        """Mean and standard deviation per channel of the training split, in units of 0..255 (a seeded sample of
-        `SAMPLE` images where it is too large for memory)."""
+        """Mean and standard deviation per channel of the training split, in units of 0..255 (a seeded sample
+        of `SAMPLE` images where it is too large for memory)."""
         images = self.train.images
         if isinstance(images, LazyImages):
             images, _, _ = decode_all(sample(images.paths, seed), self.image_size, self.channels)

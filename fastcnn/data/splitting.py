@@ -1,5 +1,6 @@
 """Stratified random splits."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -25,10 +26,10 @@ def split_off(
     for name, count in zip(classes, counts, strict=True):
         if count < parts:
             raise DataError(
-                f"class {name!r} has {count} usable image{'s' * (count != 1)}; at least {parts} are needed to "
-                f"split it: add images, or give train/, val/ and test/ folders"
+                f"class {name!r} has {count} usable image{'s' * (count != 1)}; at least {parts} are needed "
+                f"to split it: add images, or give train/, val/ and test/ folders"
             )
-    wanted = min(max(round(fraction * len(labels)), len(classes)), len(labels) - len(classes))
+    wanted = min(max(math.ceil(fraction * len(labels)), len(classes)), len(labels) - len(classes))
     rest, part = model_selection.train_test_split(
         np.arange(len(labels)), test_size=wanted, random_state=seed, stratify=labels
     )

@@ -9,8 +9,8 @@ _TRAIN, _VALIDATION, _INK, _FAINT = "#9aa5b1", "#0b6e99", "#28323c", "#e4e8ec"
 
 
 def draw_curves(history: History, path: Path, title: str, best_epoch: int | None = None) -> None:
-    """Loss and accuracy of training and validation over the epochs as a PNG at `path`; `best_epoch` (from 1) is
-    marked. Needs matplotlib, of which only the file-writing part is used."""
+    """Loss and accuracy of training and validation over the epochs as a PNG at `path`; `best_epoch` (from 1)
+    is marked. Needs matplotlib, of which only the file-writing part is used."""
     figure_module = require("matplotlib.figure")
     ticker = require("matplotlib.ticker")
     figure = figure_module.Figure(figsize=(10, 4), layout="constrained")

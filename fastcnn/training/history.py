@@ -5,8 +5,9 @@ import io
 
 
 class History:
-    """Metrics per epoch, with Keras's names: `history` maps "loss", "accuracy" and, where there was validation
-    data, "val_loss" and "val_accuracy" to one float per epoch; `epoch` lists the epochs, from 0."""
+    """Metrics per epoch, with Keras's names: `history` maps "loss", "accuracy" and, where there was
+    validation data, "val_loss" and "val_accuracy" to one float per epoch; `epoch` lists the epochs, from
+    0."""
 
     def __init__(self, history: dict[str, list[float]] | None = None) -> None:
         self.history = {name: list(values) for name, values in (history or {}).items()}

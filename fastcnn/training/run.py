@@ -101,7 +101,7 @@ class Run:
         try:
             folder = _next_folder(name) if path is None else _own_folder(Path(path).expanduser())
             run = cls(folder, config)
-            write_text_atomically(folder / "config.json", config.to_json())
+            run.save_config()
         except OSError as error:
             where = "runs/" if path is None else path
             raise RunError(f"the run folder {where} can't be written: {error.strerror or error}") from error
@@ -109,7 +109,8 @@ class Run:
 
     @classmethod
     def open(cls, path: str | os.PathLike) -> "Run":
-        """The run in the folder `path`. Raises `RunError` where there is none or its config.json is damaged."""
+        """The run in the folder `path`. Raises `RunError` where there is none or its config.json is
+        damaged."""
         folder = Path(path).expanduser()
         if not folder.is_dir():
             raise RunError(f"there is no run folder {folder}")
@@ -123,6 +124,10 @@ class Run:
         except (ValueError, TypeError, AttributeError) as error:
             raise RunError(f"{file} is damaged: {error}") from error
         return cls(folder, config)
+
+    def save_config(self) -> None:
+        """Write config.json."""
+        write_text_atomically(self.path / "config.json", self.config.to_json())
 
     # Weights
 
@@ -145,7 +150,9 @@ class Run:
         try:
             safetensors.load_model(model, str(file))
         except RuntimeError as error:
-            raise RunError(f"{file} does not fit the model {self.config.model}: {_first_line(error)}") from error
+            raise RunError(
+                f"{file} does not fit the model {self.config.model}: {_first_line(error)}"
+            ) from error
         except Exception as error:  # safetensors has its own exception without a public base
             raise RunError(f"{file} is damaged: {_first_line(error)}") from error
 
@@ -159,7 +166,9 @@ class Run:
         """Read last.pt. Raises `RunError` where it is missing or damaged."""
         file = self.path / "last.pt"
         if not file.is_file():
-            raise RunError(f"{self.path} can't be resumed: it has no last.pt, nothing was saved before it ended")
+            raise RunError(
+                f"{self.path} can't be resumed: it has no last.pt, nothing was saved before it ended"
+            )
         try:
             return torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # zip, pickle and torch raise many kinds on a damaged file
@@ -179,9 +188,7 @@ class Run:
         from .curves import draw_curves
 
         title = f"{self.config.model} on {Path(self.config.data.source).name}"
-        write_atomically(
-            self.path / "curves.png", lambda file: draw_curves(history, file, title, best_epoch)
-        )
+        write_atomically(self.path / "curves.png", lambda file: draw_curves(history, file, title, best_epoch))
 
     def save_result(self, result: dict[str, Any]) -> None:
         """Write result.json, which marks the run as finished."""

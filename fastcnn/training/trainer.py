@@ -57,8 +57,8 @@ class Trainer:
         or a function from parameters to one. The named ones decay weights but no biases or norms.
     loss: "cross_entropy", or a function of (logits, labels) to a mean.
     device: where to train; by default CUDA where there is a GPU, else the CPU. The model is moved there.
-    schedule: "constant", "one_cycle" (laid out over each `fit`), or a function of (optimizer, total steps) to a
-        torch scheduler, stepped after every optimiser step.
+    schedule: "constant", "one_cycle" (laid out over each `fit`), or a function of (optimizer, total steps) to
+        a torch scheduler, stepped after every optimiser step.
     label_smoothing: of the objective only; the losses reported are plain cross entropy, so that those of
         training and validation can be compared.
     precision: "fp32", or autocast to "bf16" or "fp16" (with gradient scaling).
@@ -66,9 +66,8 @@ class Trainer:
     seed: seeds torch's generators now and the shuffling of (x, y) pairs. With it, on one machine and with the
         same number of threads, training gives the same bits each time as far as the model's layers do.
 
-    Losses and accuracies are summed on the device and read once per epoch. Raises ValueError for a choice that
-    isn't listed here.
-    """
+    Losses and accuracies are summed on the device and read once per epoch. Raises ValueError for a choice
+    that isn't listed here."""
 
     def __init__(
         self,
@@ -140,10 +139,13 @@ class Trainer:
         validation_data: like `train`; evaluated after every epoch, in order.
 
         After `load_state_dict`, goes on exactly where that state was taken; `epochs` counts from the start of
-        the run. Raises ValueError for counts below 1, for data that gives nothing and for a one-cycle schedule
-        without a known number of steps.
-        """
-        for name, value in (("epochs", epochs), ("steps_per_epoch", steps_per_epoch), ("batch_size", batch_size)):
+        the run. Raises ValueError for counts below 1, for data that gives nothing and for a one-cycle
+        schedule without a known number of steps."""
+        for name, value in (
+            ("epochs", epochs),
+            ("steps_per_epoch", steps_per_epoch),
+            ("batch_size", batch_size),
+        ):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         data = as_batches(train, batch_size, shuffle=True, seed=self.seed or 0, device=self.device)
@@ -169,7 +171,8 @@ class Trainer:
         return self.history
 
     def stop(self) -> None:
-        """End `fit` after the current step, in a state that `state_dict()` can save; safe in a signal handler."""
+        """End `fit` after the current step, in a state that `state_dict()` can save; safe in a signal
+        handler."""
         self.stopped = True
 
     def running_metrics(self) -> Evaluation:
@@ -192,7 +195,8 @@ class Trainer:
         ):
             raise ValueError(
                 f"the one-cycle schedule was laid out over {saved['epochs']} epochs of "
-                f"{saved['steps_per_epoch']} steps, it can't go on over {self.epochs} of {self.steps_per_epoch}"
+                f"{saved['steps_per_epoch']} steps, it can't go on over {self.epochs} of "
+                f"{self.steps_per_epoch}"
             )
         # Making the scheduler has touched the optimizer's learning rates, so both are loaded after it.
         self.optimizer.load_state_dict(saved["optimizer"])
@@ -278,7 +282,8 @@ class Trainer:
         return totals.mean()
 
     def predict(self, data: Any, *, batch_size: int = 256) -> Tensor:
-        """The model's outputs (logits; `.softmax(1)` makes them probabilities) in evaluation mode, on the CPU.
+        """The model's outputs (logits; `.softmax(1)` makes them probabilities) in evaluation mode, on the
+        CPU.
 
         data: one tensor or array x, or an iterable of batches x or (x, y); y are ignored. The outputs are in
         the order of the data, so give `Batches` made with `shuffle=False`.
@@ -329,8 +334,8 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict()` gave; the next `fit` goes on from there. The model and the settings must
-        be those of the trainer that gave it. Raises ValueError where it isn't such a state."""
+        """Take over what `state_dict()` gave; the next `fit` goes on from there. The model and the settings
+        must be those of the trainer that gave it. Raises ValueError where it isn't such a state."""
         missing = [name for name in self.state_dict() if name not in state]
         if missing:
             raise ValueError(f"this is not the state of a trainer: it lacks {', '.join(missing)}")
@@ -380,5 +385,3 @@ class Trainer:
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-
-

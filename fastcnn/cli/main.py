@@ -1,0 +1,55 @@
+"""Parsing and dispatch. Nothing heavy is imported before the sub-command is known."""
+
+import signal
+import sys
+from collections.abc import Sequence
+
+from .errors import UserError
+from .parser import make_parser
+
+INTERRUPTED = 128 + signal.SIGINT
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (default: that of the process) and return its exit status: 0 for success, 1
+    for a target that was missed or nothing predicted, 2 for what the user can mend, 130 after Ctrl-C."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] == ["info"]:
+        from ..info import main as info
+
+        return info(argv[1:])
+    arguments = make_parser().parse_args(argv)
+    from .._extras import MissingExtraError
+    from ..data import DataError
+    from ..models import ModelError
+    from ..training import RunError
+
+    try:
+        return _dispatch(arguments)
+    except (UserError, DataError, ModelError, RunError, MissingExtraError) as error:
+        return _fail(str(error))
+    except BrokenPipeError:  # the reader of our output has gone, as `head` does
+        sys.stderr.close()
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _dispatch(arguments) -> int:
+    import torch
+
+    from . import evaluate, predict, train
+
+    commands = {"train": train.main, "eval": evaluate.main, "predict": predict.main}
+    try:
+        return commands[arguments.command](arguments)
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            "the device ran out of memory: lower --batch-size, --image-size or --memory-mb"
+        ) from error
+
+
+def _fail(message: str) -> int:
+    print(f"fastcnn: {message}", file=sys.stderr)
+    return 2
