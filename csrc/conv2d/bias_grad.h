@@ -9,6 +9,7 @@
 #include "common/chip.h"
 #include "common/dtype.h"
 #include "common/tensor_view.h"
+#include "conv2d/launch_size.h"
 #include "conv2d/thread_tile.h"
 
 namespace fastcnn {
@@ -38,7 +39,9 @@ struct BiasGradPlan {
   size_t workspace_bytes = 0;
 };
 
-BiasGradPlan plan_bias_grad(const BiasGradParams& params, const Chip& chip);
+// launch_pixels bounds the pixel indices of one launch; tests lower it.
+BiasGradPlan plan_bias_grad(const BiasGradParams& params, const Chip& chip,
+                            int64_t launch_pixels = kLaunchPixels);
 
 void launch_bias_grad(const BiasGradParams& params, const BiasGradPlan& plan, cudaStream_t stream);
 

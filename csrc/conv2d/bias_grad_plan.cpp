@@ -14,7 +14,7 @@ bool multiple(int64_t stride, int extent, int vector) {
 
 }  // namespace
 
-BiasGradPlan plan_bias_grad(const BiasGradParams& params, const Chip& chip) {
+BiasGradPlan plan_bias_grad(const BiasGradParams& params, const Chip& chip, int64_t launch_pixels) {
   const TensorView& grad = params.grad;
   const int bytes = dtype_size(params.dtype);
   const int vector = 16 / bytes;
@@ -47,15 +47,16 @@ BiasGradPlan plan_bias_grad(const BiasGradParams& params, const Chip& chip) {
   const int max_fast = channels_fast ? (plan.channel_vector > 1 ? 8 : 32) : kMaxThreads;
   plan.tile = choose_thread_tile(channels_fast, channel_groups, pixels, max_fast, kMaxThreads);
   const int64_t channel_tiles = std::max<int64_t>(1, ceil_div(channel_groups, plan.tile.channel_threads));
-  plan.images_per_launch = images_per_launch(params.n, image_vectors, plan.tile.pixel_threads, channel_tiles);
+  plan.images_per_launch =
+      images_per_launch(params.n, image_vectors, plan.tile.pixel_threads, channel_tiles, launch_pixels);
   plan.launches = static_cast<int>(std::max<int64_t>(1, ceil_div(params.n, plan.images_per_launch)));
 
-  const int64_t launch_pixels = std::min<int64_t>(plan.images_per_launch, params.n) * image_vectors;
+  const int64_t pixels_to_split = std::min<int64_t>(plan.images_per_launch, params.n) * image_vectors;
   const int64_t wanted = ceil_div(int64_t{4} * chip.sm_count, channel_tiles);
-  const int64_t worthwhile = ceil_div(launch_pixels, int64_t{16} * plan.tile.pixel_threads);
+  const int64_t worthwhile = ceil_div(pixels_to_split, int64_t{16} * plan.tile.pixel_threads);
   const int64_t splits = std::max<int64_t>(1, std::min(wanted, worthwhile));
-  plan.split_pixels = std::max<int64_t>(1, ceil_div(launch_pixels, splits));
-  plan.splits = static_cast<int>(std::max<int64_t>(1, ceil_div(launch_pixels, plan.split_pixels)));
+  plan.split_pixels = std::max<int64_t>(1, ceil_div(pixels_to_split, splits));
+  plan.splits = static_cast<int>(std::max<int64_t>(1, ceil_div(pixels_to_split, plan.split_pixels)));
   plan.grid = params.k == 0 ? 0 : channel_tiles * plan.splits;
   plan.workspace_bytes =
       static_cast<size_t>(plan.launches) * plan.splits * params.k * (params.dtype == DType::kFloat64 ? 8 : 4);

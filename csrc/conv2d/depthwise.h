@@ -8,6 +8,7 @@
 #include <string>
 
 #include "common/chip.h"
+#include "conv2d/launch_size.h"
 #include "conv2d/problem.h"
 #include "conv2d/thread_tile.h"
 
@@ -44,8 +45,10 @@ struct DepthwisePlan {
   size_t workspace_bytes = 0;
 };
 
-// Strides and addresses count only for the choice of the vector width; null addresses count as aligned.
-DepthwisePlan plan_depthwise(Conv2dPass pass, const Conv2dParams& params, const Chip& chip);
+// Strides and addresses count only for the choice of the vector width and of the lanes; null addresses count
+// as aligned. launch_pixels bounds the pixel indices of one launch; tests lower it.
+DepthwisePlan plan_depthwise(Conv2dPass pass, const Conv2dParams& params, const Chip& chip,
+                             int64_t launch_pixels = kLaunchPixels);
 
 void launch_depthwise_fprop(const Conv2dParams& params, const DepthwisePlan& plan, cudaStream_t stream);
 void launch_depthwise_dgrad(const Conv2dParams& params, const DepthwisePlan& plan, cudaStream_t stream);

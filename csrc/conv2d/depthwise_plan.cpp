@@ -8,7 +8,7 @@ namespace fastcnn {
 namespace {
 
 constexpr int kMinThreads = 64;
-constexpr size_t kMaxWorkspaceBytes = size_t{32} << 20;
+constexpr int64_t kMaxWorkspaceBytes = int64_t{32} << 20;
 
 // Whether vectors of `vector` channels can be moved as one access: channels lie side by side, and every step
 // to another pixel or image keeps the alignment.
@@ -29,93 +29,132 @@ std::string describe(const char* pass, const DepthwisePlan& plan) {
          std::to_string(plan.vector);
 }
 
-}  // namespace
+// The two tensors of a pass that have pixels: x with the image's extents, y with the output's.
+struct PixelTensors {
+  const TensorView& x;
+  const TensorView& y;
+};
 
-DepthwisePlan plan_depthwise(Conv2dPass pass, const Conv2dParams& params, const Chip& chip) {
+PixelTensors pixel_tensors(Conv2dPass pass, const Conv2dParams& params) {
+  switch (pass) {
+    case Conv2dPass::kDgrad:
+      return {params.output, params.input};
+    case Conv2dPass::kWgrad:
+      return {params.input, params.grad};
+    default:
+      return {params.input, params.output};
+  }
+}
+
+void choose_vector(Conv2dPass pass, const Conv2dParams& params, DepthwisePlan& plan) {
   const Conv2dProblem& problem = params.problem;
-  const int bytes = dtype_size(params.dtype);
-  const int accumulator_bytes = params.dtype == DType::kFloat64 ? 8 : 4;
-  const int multiplier = problem.filters_per_group();
-  const bool wgrad = pass == Conv2dPass::kWgrad;
-  const bool dgrad = pass == Conv2dPass::kDgrad;
-
-  // x has the image's extents, y the output's; each pass reads or writes both, or reads both.
-  const TensorView& x = dgrad ? params.output : params.input;
-  const TensorView& y = wgrad ? params.grad : (dgrad ? params.input : params.output);
+  const PixelTensors tensors = pixel_tensors(pass, params);
   const int x_extent[3] = {problem.n, problem.h, problem.w};
   const int y_extent[3] = {problem.n, problem.p, problem.q};
-
-  DepthwisePlan plan;
-  const int widest = wgrad ? std::min(4, 16 / bytes) : 16 / bytes;
-  if (multiplier != 1) {
-    plan.reason = "one channel per thread: each input channel has " + std::to_string(multiplier) + " filters";
+  const int bytes = dtype_size(params.dtype);
+  // wgrad has nine sums per channel in registers: four channels leave room for two blocks per SM.
+  const int widest = pass == Conv2dPass::kWgrad ? std::min(4, 16 / bytes) : 16 / bytes;
+  const std::string channels = std::to_string(widest);
+  if (problem.filters_per_group() != 1) {
+    plan.reason = "one channel per thread: every input channel has " +
+                  std::to_string(problem.filters_per_group()) + " filters";
   } else if (problem.c % widest != 0) {
-    plan.reason = "one channel per thread: " + std::to_string(problem.c) + " channels are no multiple of " +
-                  std::to_string(widest);
-  } else if (!channels_align(x, x_extent, widest, bytes) || !channels_align(y, y_extent, widest, bytes)) {
-    plan.reason = "one channel per thread: channels do not lie side by side in both tensors, or not aligned";
+    plan.reason =
+        "one channel per thread: " + std::to_string(problem.c) + " channels are no multiple of " + channels;
+  } else if (!channels_align(tensors.x, x_extent, widest, bytes) ||
+             !channels_align(tensors.y, y_extent, widest, bytes)) {
+    plan.reason = "one channel per thread: channels do not lie side by side and aligned in both tensors";
   } else {
     plan.vector = widest;
-    plan.reason = "channels lie side by side: " + std::to_string(widest) + " per thread, one " +
+    plan.reason = "channels lie side by side: " + channels + " per thread, one " +
                   std::to_string(widest * bytes) + "-byte access";
   }
+}
 
-  // The tensor that the threads are spread over: its channels and pixels.
+// Cuts the pixels of a launch into splits: four blocks per SM even out the tail, but each must have enough
+// pixels to be worth its reduction, and the partial sums must stay small.
+void plan_splits(const Conv2dParams& params, const Chip& chip, int64_t blocks_per_split, int64_t pixels,
+                 DepthwisePlan& plan) {
+  const Conv2dProblem& problem = params.problem;
+  const int accumulator_bytes = params.dtype == DType::kFloat64 ? 8 : 4;
+  const int64_t split_bytes =
+      static_cast<int64_t>(problem.k) * problem.r * problem.s * accumulator_bytes * plan.launches;
+  const int64_t wanted = ceil_div(int64_t{4} * chip.sm_count, blocks_per_split);
+  const int64_t worthwhile = ceil_div(pixels, int64_t{16} * plan.tile.pixel_threads);
+  const int64_t affordable = kMaxWorkspaceBytes / std::max<int64_t>(1, split_bytes);
+  const int64_t splits = std::max<int64_t>(1, std::min({wanted, worthwhile, affordable}));
+  plan.split_pixels = std::max<int64_t>(1, ceil_div(pixels, splits));
+  plan.splits = static_cast<int>(std::max<int64_t>(1, ceil_div(pixels, plan.split_pixels)));
+  plan.workspace_bytes = static_cast<size_t>(split_bytes * plan.splits);
+  plan.grid = blocks_per_split * plan.splits;
+  plan.shared_bytes = depthwise_wgrad_shared_bytes(plan.vector, accumulator_bytes);
+}
+
+// What one thread takes of an image's pixels: one each in wgrad, else kDepthwiseRows rows of a column.
+int64_t image_pixel_groups(Conv2dPass pass, const Conv2dProblem& problem) {
+  switch (pass) {
+    case Conv2dPass::kFprop:
+      return ceil_div(problem.p, kDepthwiseRows) * problem.q;
+    case Conv2dPass::kDgrad:
+      return ceil_div(problem.h, int64_t{kDepthwiseRows} * problem.stride_h) * problem.stride_h * problem.w;
+    default:
+      return static_cast<int64_t>(problem.p) * problem.q;
+  }
+}
+
+}  // namespace
+
+DepthwisePlan plan_depthwise(Conv2dPass pass, const Conv2dParams& params, const Chip& chip,
+                             int64_t launch_pixels) {
+  const Conv2dProblem& problem = params.problem;
+  const bool wgrad = pass == Conv2dPass::kWgrad;
+  const bool dgrad = pass == Conv2dPass::kDgrad;
+  const int bytes = dtype_size(params.dtype);
+
+  DepthwisePlan plan;
+  choose_vector(pass, params, plan);
+
+  // The threads are spread over dx in dgrad, else over y.
+  const PixelTensors tensors = pixel_tensors(pass, params);
   const int channels = dgrad ? problem.c : problem.k;
   const int64_t channel_groups = channels / plan.vector;
-  const bool lanes_along_channels = plan.vector > 1 || (dgrad ? channels_fast(x, channels, problem.w)
-                                                              : channels_fast(y, channels, problem.q));
-  int64_t image_groups = static_cast<int64_t>(problem.p) * problem.q;
-  if (pass == Conv2dPass::kFprop) image_groups = ceil_div(problem.p, kDepthwiseRows) * problem.q;
-  if (dgrad) {
-    image_groups =
-        ceil_div(problem.h, int64_t{kDepthwiseRows} * problem.stride_h) * problem.stride_h * problem.w;
-  }
+  const bool lanes_along_channels =
+      plan.vector > 1 ||
+      (dgrad ? channels_fast(tensors.x, channels, problem.w) : channels_fast(tensors.y, channels, problem.q));
+  const int64_t image_groups = image_pixel_groups(pass, problem);
   const int64_t pixel_groups = image_groups * problem.n;
 
-  // 128 bytes of channels side by side make a full cache line; fewer channels per block share less weight.
+  // 128 bytes of channels side by side fill a cache line; more channels in a block share less of the weights.
   const int max_fast =
       lanes_along_channels ? (plan.vector > 1 ? 128 / (plan.vector * bytes) : 32) : kDepthwiseThreads;
-  int threads = kDepthwiseThreads;
+  // Small problems take smaller blocks, until every SM has two.
   int64_t channel_tiles = 0;
-  for (;; threads /= 2) {
+  for (int threads = kDepthwiseThreads;; threads /= 2) {
     plan.tile = choose_thread_tile(lanes_along_channels, channel_groups, pixel_groups, max_fast, threads);
     channel_tiles = ceil_div(channel_groups, plan.tile.channel_threads);
     const int64_t blocks = channel_tiles * ceil_div(pixel_groups, plan.tile.pixel_threads);
     if (wgrad || threads == kMinThreads || blocks >= 2 * chip.sm_count) break;
   }
 
+  const int64_t windows =
+      wgrad ? ceil_div(problem.r, kDepthwiseTapWindow) * ceil_div(problem.s, kDepthwiseTapWindow) : 1;
+  const int64_t pixel_blocks = channel_tiles * windows;
+  plan.images_per_launch =
+      images_per_launch(problem.n, image_groups, plan.tile.pixel_threads, pixel_blocks, launch_pixels);
+  // An empty batch has a weight gradient all the same: zero.
+  plan.launches = std::max(wgrad ? 1 : 0, static_cast<int>(ceil_div(problem.n, plan.images_per_launch)));
+  const int64_t pixels = std::min(plan.images_per_launch, problem.n) * image_groups;
   if (wgrad) {
-    const int64_t windows =
-        ceil_div(problem.r, kDepthwiseTapWindow) * ceil_div(problem.s, kDepthwiseTapWindow);
-    plan.images_per_launch =
-        images_per_launch(problem.n, image_groups, plan.tile.pixel_threads, channel_tiles * windows);
-    plan.launches = static_cast<int>(std::max<int64_t>(1, ceil_div(problem.n, plan.images_per_launch)));
-    // Four blocks per SM even out the tail; each must have enough pixels to be worth its reduction.
-    const int64_t launch_pixels = std::min<int64_t>(plan.images_per_launch, problem.n) * image_groups;
-    const int64_t wanted = ceil_div(int64_t{4} * chip.sm_count, channel_tiles * windows);
-    const int64_t worthwhile = ceil_div(launch_pixels, int64_t{16} * plan.tile.pixel_threads);
-    const int64_t split_bytes =
-        static_cast<int64_t>(problem.k) * problem.r * problem.s * accumulator_bytes * plan.launches;
-    const int64_t affordable = static_cast<int64_t>(kMaxWorkspaceBytes) / std::max<int64_t>(1, split_bytes);
-    const int64_t splits = std::max<int64_t>(1, std::min({wanted, worthwhile, affordable}));
-    plan.split_pixels = std::max<int64_t>(1, ceil_div(launch_pixels, splits));
-    plan.splits = static_cast<int>(std::max<int64_t>(1, ceil_div(launch_pixels, plan.split_pixels)));
-    plan.workspace_bytes = static_cast<size_t>(split_bytes * plan.splits);
-    plan.grid = channel_tiles * windows * plan.splits;
-    plan.shared_bytes = depthwise_wgrad_shared_bytes(plan.vector, accumulator_bytes);
+    plan_splits(params, chip, pixel_blocks, pixels, plan);
     plan.path = describe("wgrad", plan);
     return plan;
   }
 
-  plan.images_per_launch = images_per_launch(problem.n, image_groups, plan.tile.pixel_threads, channel_tiles);
-  plan.launches = static_cast<int>(ceil_div(problem.n, plan.images_per_launch));
-  plan.grid = channel_tiles * ceil_div(std::min<int64_t>(plan.images_per_launch, problem.n) * image_groups,
-                                       plan.tile.pixel_threads);
-  const int64_t taps = static_cast<int64_t>(dgrad ? multiplier : 1) * problem.r * problem.s;
+  const int64_t taps = static_cast<int64_t>(dgrad ? problem.filters_per_group() : 1) * problem.r * problem.s;
+  const int64_t capacity = kDepthwiseWeightBytes / bytes / (plan.tile.channel_threads * plan.vector);
+  plan.weight_taps = static_cast<int>(std::min(taps, capacity));
+  plan.grid = channel_tiles * ceil_div(pixels, plan.tile.pixel_threads);
   plan.shared_bytes = kDepthwiseWeightBytes;
-  const int capacity = kDepthwiseWeightBytes / bytes / (plan.tile.channel_threads * plan.vector);
-  plan.weight_taps = static_cast<int>(std::min<int64_t>(taps, capacity));
   plan.path = describe(dgrad ? "dgrad" : "fprop", plan);
   return plan;
 }
