@@ -6,7 +6,7 @@
 // through L2. Floor: 2*N*P*Q*K*(C/G)*R*S flops at the FMA rate; bytes of each tensor once. Bound by FMA for
 // reductions past a few dozen; every column tile gathers its rows again, which L2 absorbs. dgrad with a
 // stride multiplies zeros for the taps between strides: stride_h * stride_w times the work it needs. wgrad's
-// reduction over all pixels is cut into splits whose partial sums a second kernel adds in order.
+// reduction over all pixels is cut into splits whose partial sums split_sum adds in order.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -15,6 +15,7 @@
 #include "conv2d/epilogue.cuh"
 #include "conv2d/generic_operands.cuh"
 #include "conv2d/generic_tile.cuh"
+#include "conv2d/split_sum.h"
 
 namespace fastcnn::generic {
 
@@ -27,9 +28,23 @@ struct BlockPosition {
   }
 };
 
+// Two blocks an SM hide each other's barriers and load latency; float64 needs the registers of one.
+template <class T>
+inline constexpr int kBlocksPerSm = sizeof(T) == 8 ? 1 : 2;
+
+template <class T, class OperandA>
+__device__ inline T finish(const GenericParams& params, accumulator_t<T> sum, int channel) {
+  if constexpr (OperandA::kEpilogue) {
+    return epilogue<T>(sum, static_cast<const T*>(params.bias), channel, params.activation);
+  } else {
+    return from_accumulator<T>(sum);
+  }
+}
+
 // fprop and dgrad: rows are pixels of `output`, columns its channels within the group.
 template <class T, class Tile, class OperandA, class OperandB>
-__global__ __launch_bounds__(Tile::kThreads) void image_kernel(const __grid_constant__ GenericParams params) {
+__global__ __launch_bounds__(Tile::kThreads, kBlocksPerSm<T>) void image_kernel(
+    const __grid_constant__ GenericParams params) {
   using Acc = accumulator_t<T>;
   const BlockPosition block(params);
   const int64_t first_row = int64_t{block.row_tile} * Tile::kBM;
@@ -42,7 +57,6 @@ __global__ __launch_bounds__(Tile::kThreads) void image_kernel(const __grid_cons
   const ThreadPosition<Tile> position(threadIdx.x);
   const PixelRange pixels(params, first_row);
   const int first_channel = block.group * params.columns;
-  const T* bias = static_cast<const T*>(params.bias);
 #pragma unroll
   for (int i = 0; i < Tile::kTM; ++i) {
     const int row = position.row(i);
@@ -58,7 +72,7 @@ __global__ __launch_bounds__(Tile::kThreads) void image_kernel(const __grid_cons
         Vector<T, Tile::kRun> values;
 #pragma unroll
         for (int u = 0; u < Tile::kRun; ++u) {
-          values[u] = epilogue<T>(sums[i][j + u], bias, first_channel + column + u, params.activation);
+          values[u] = finish<T, OperandA>(params, sums[i][j + u], first_channel + column + u);
         }
         store_global<Tile::kRun>(output + first_channel + column, values);
       } else {
@@ -67,7 +81,7 @@ __global__ __launch_bounds__(Tile::kThreads) void image_kernel(const __grid_cons
           if (column + u >= params.columns) continue;
           const int channel = first_channel + column + u;
           store_global(output + channel * params.output.stride_c,
-                       epilogue<T>(sums[i][j + u], bias, channel, params.activation));
+                       finish<T, OperandA>(params, sums[i][j + u], channel));
         }
       }
     }
@@ -86,7 +100,8 @@ __device__ inline T* weight_element(const GenericParams& params, int row, int co
 // Rows are filters of the group, columns taps. One split writes the gradient; more write partial sums
 // [split][filter of all K][tap].
 template <class T, class Tile, int V>
-__global__ __launch_bounds__(Tile::kThreads) void wgrad_kernel(const __grid_constant__ GenericParams params) {
+__global__ __launch_bounds__(Tile::kThreads, kBlocksPerSm<T>) void wgrad_kernel(
+    const __grid_constant__ GenericParams params) {
   using Acc = accumulator_t<T>;
   const BlockPosition block(params);
   const int first_row = block.row_tile * Tile::kBM;
@@ -118,23 +133,6 @@ __global__ __launch_bounds__(Tile::kThreads) void wgrad_kernel(const __grid_cons
       }
     }
   }
-}
-
-// One thread a weight: adds the splits in order, rounds once.
-inline constexpr int kSumThreads = 256;
-template <class T>
-__global__ __launch_bounds__(kSumThreads) void wgrad_sum_kernel(
-    const __grid_constant__ GenericParams params) {
-  using Acc = accumulator_t<T>;
-  const int64_t count = int64_t{params.problem.k} * params.columns;
-  const int64_t index = int64_t{blockIdx.x} * kSumThreads + threadIdx.x;
-  if (index >= count) return;
-  const Acc* partial = static_cast<const Acc*>(params.workspace) + index;
-  Acc sum = 0;
-  for (int split = 0; split < params.splits; ++split) sum += load_global(partial + split * count);
-  store_global(weight_element<T>(params, static_cast<int>(index / params.columns),
-                                 static_cast<int>(index % params.columns)),
-               from_accumulator<T>(sum));
 }
 
 template <class T, class Tile>
@@ -190,6 +188,29 @@ void launch_dgrad(const GenericParams& params, const Conv2dPlan& plan, cudaStrea
   });
 }
 
+// The partial sums are laid out as [split][filter] and then taps in the order of the reduction index.
+inline SplitSumParams split_sum_params(const GenericParams& params) {
+  const Conv2dProblem& problem = params.problem;
+  SplitSumParams sum;
+  sum.partials = params.workspace;
+  sum.output = params.output;
+  sum.dtype = params.dtype;
+  sum.splits = params.splits;
+  sum.n = problem.k;
+  sum.c = problem.channels_per_group();
+  sum.h = problem.r;
+  sum.w = problem.s;
+  if (params.channels_inner) {
+    sum.c = problem.r;
+    sum.h = problem.s;
+    sum.w = problem.channels_per_group();
+    sum.output.stride_c = params.output.stride_h;
+    sum.output.stride_h = params.output.stride_w;
+    sum.output.stride_w = params.output.stride_c;
+  }
+  return sum;
+}
+
 template <class T>
 void launch_wgrad(const GenericParams& params, const Conv2dPlan& plan, cudaStream_t stream) {
   visit_variant<T>(plan, [&](auto tile_tag, auto vector) {
@@ -197,14 +218,7 @@ void launch_wgrad(const GenericParams& params, const Conv2dPlan& plan, cudaStrea
     constexpr int V = decltype(vector)::value;
     launch("conv2d::generic_wgrad", wgrad_kernel<T, Tile, V>, launch_config<T, Tile>(plan, stream), params);
   });
-  if (plan.splits > 1) {
-    const int64_t count = int64_t{params.problem.k} * params.columns;
-    LaunchConfig config;
-    config.grid = dim3(static_cast<unsigned>((count + kSumThreads - 1) / kSumThreads));
-    config.threads = kSumThreads;
-    config.stream = stream;
-    launch("conv2d::generic_wgrad_sum", wgrad_sum_kernel<T>, config, params);
-  }
+  if (plan.splits > 1) launch_split_sum(split_sum_params(params), stream);
 }
 
 }  // namespace fastcnn::generic

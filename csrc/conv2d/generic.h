@@ -17,6 +17,7 @@ namespace fastcnn {
 // (r, s, c) runs c fastest when channels_inner, (c, r, s) with s fastest when not.
 struct GenericParams {
   Conv2dProblem problem;
+  DType dtype;
   TensorView input;
   TensorView weight;
   TensorView grad;

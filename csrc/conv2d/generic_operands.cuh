@@ -77,6 +77,7 @@ template <class T, int V>
 struct FpropInput {
   using Element = T;
   using AtX = ImageAt;
+  static constexpr bool kEpilogue = true;  // bias and activation follow
   static constexpr int kVector = V;
   static constexpr bool kAlongK = V > 1;
 
@@ -90,7 +91,7 @@ struct FpropInput {
         base(static_cast<const T*>(p.input.data) +
              int64_t{group} * p.problem.channels_per_group() * p.input.stride_c),
         pixels(p, first_row),
-        count(p.rows - first_row > Overhang ? Overhang : static_cast<int>(p.rows - first_row)) {}
+        count(p.rows - first_row > kMostRows ? kMostRows : static_cast<int>(p.rows - first_row)) {}
 
   __device__ ImageAt at_x(int x) const {
     if (x >= count) return {0, kOutside, kOutside};
@@ -113,7 +114,7 @@ struct FpropInput {
   }
 
  private:
-  static constexpr int Overhang = 1 << 20;
+  static constexpr int kMostRows = 1 << 20;  // more than a tile has
 };
 
 // fprop B: x is a filter, k a tap.
@@ -152,6 +153,7 @@ template <class T, int V>
 struct DgradGrad {
   using Element = T;
   using AtX = ImageAt;
+  static constexpr bool kEpilogue = false;
   static constexpr int kVector = V;
   static constexpr bool kAlongK = V > 1;
 
@@ -165,7 +167,7 @@ struct DgradGrad {
         base(static_cast<const T*>(p.grad.data) +
              int64_t{group} * p.problem.filters_per_group() * p.grad.stride_c),
         pixels(p, first_row),
-        count(p.rows - first_row > Overhang ? Overhang : static_cast<int>(p.rows - first_row)) {}
+        count(p.rows - first_row > kMostRows ? kMostRows : static_cast<int>(p.rows - first_row)) {}
 
   __device__ ImageAt at_x(int x) const {
     if (x >= count) return {0, kOutside, kOutside};
@@ -189,7 +191,7 @@ struct DgradGrad {
   }
 
  private:
-  static constexpr int Overhang = 1 << 20;
+  static constexpr int kMostRows = 1 << 20;  // more than a tile has
 };
 
 // dgrad B: x is an input channel, k a tap of a filter.

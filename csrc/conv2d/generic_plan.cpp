@@ -5,18 +5,16 @@
 #include <string>
 
 #include "conv2d/generic.h"
+#include "conv2d/launch_size.h"
 
 namespace fastcnn {
 namespace {
 
-constexpr int kTileRows = 128, kWideColumns = 128, kNarrowColumns = 32, kTileDepth = 16, kTileThreads = 256;
+constexpr int kTileRows = 128, kWideColumns = 128, kNarrowColumns = 32, kTileThreads = 256;
+constexpr int kWideDepth = 8, kNarrowDepth = 16;
 // A split shorter than this many reduction steps spends its time on the tile's ends.
 constexpr int kLeastSplitSteps = 8;
 constexpr int64_t kMostWorkspace = int64_t{64} << 20;
-
-int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
 
 bool aligned(const void* pointer, int bytes) {
   return reinterpret_cast<uintptr_t>(pointer) % bytes == 0;
@@ -88,6 +86,7 @@ GenericParams make_params(Conv2dPass pass, const Conv2dParams& params, const Con
 
   GenericParams result;
   result.problem = problem;
+  result.dtype = params.dtype;
   result.input = params.input;
   result.weight = params.weight;
   result.grad = params.grad;
@@ -141,6 +140,7 @@ void plan_generic(Conv2dPass pass, const Conv2dParams& params, const Chip& chip,
   const bool wide = extent.columns > 2 * kNarrowColumns && enough_blocks && params.dtype != DType::kFloat64;
   plan.tile = wide ? Conv2dTile::kWide : Conv2dTile::kNarrow;
   const int columns = wide ? kWideColumns : kNarrowColumns;
+  const int depth = wide ? kWideDepth : kNarrowDepth;
   const int64_t tiles = tiles_of(columns);
   const int accumulator_size = params.dtype == DType::kFloat64 ? 8 : 4;
 
@@ -149,21 +149,23 @@ void plan_generic(Conv2dPass pass, const Conv2dParams& params, const Chip& chip,
   if (pass == Conv2dPass::kWgrad && extent.reduction > 0 && tiles > 0) {
     const int64_t partial_bytes =
         std::max<int64_t>(int64_t{problem.k} * extent.columns * accumulator_size, 1);
-    const int64_t steps = ceil_div(extent.reduction, kTileDepth);
+    const int64_t steps = ceil_div(extent.reduction, depth);
     const int64_t wanted = ceil_div(4 * int64_t{chip.sm_count}, tiles);  // two blocks an SM, twice over
     const int64_t splits = std::clamp<int64_t>(
         wanted, 1, std::max<int64_t>(1, std::min(steps / kLeastSplitSteps, kMostWorkspace / partial_bytes)));
     // A split also may not outgrow 32-bit indices.
     const int64_t least = ceil_div(extent.reduction, int64_t{1} << 29);
-    plan.split_length = ceil_div(steps, std::max(splits, least)) * kTileDepth;
+    plan.split_length = ceil_div(steps, std::max(splits, least)) * depth;
     plan.splits = static_cast<int>(ceil_div(extent.reduction, plan.split_length));
     if (plan.splits > 1) plan.workspace_bytes = static_cast<size_t>(plan.splits * partial_bytes);
   }
   plan.grid = tiles * plan.splits;
   check_fits(plan.grid, "the number of tiles");
+  check_fits(int64_t{problem.k} * problem.channels_per_group() * problem.r * problem.s,
+             "the weight's element count");
   plan.threads = kTileThreads;
   constexpr int kPad = 4;
-  plan.shared_bytes = 2 * kTileDepth * (kTileRows + kPad + columns + kPad) * accumulator_size;
+  plan.shared_bytes = 2 * depth * (kTileRows + kPad + columns + kPad) * accumulator_size;
 }
 
 void launch_generic(Conv2dPass pass, const Conv2dParams& params, const Conv2dPlan& plan,

@@ -1,6 +1,6 @@
 // The tile that every pass of the generic convolution shares: C += A * B through shared memory, on FMA units.
 //
-// A block owns BM x BN results and walks the reduction BK = 16 at a time. Operand tiles lie in shared memory
+// A block owns BM x BN results and walks the reduction BK at a time. Operand tiles lie in shared memory
 // as [k][x], so that a thread's TM rows and TN columns are read as 16-byte vectors; two buffers, so that one
 // barrier a step is enough: while step i is computed, the loads of step i+1 are in flight to registers. A
 // warp covers 4 x 8 threads; a thread's TM (TN) elements come in runs of 4 that lie 4*4 (8*4) apart, which
@@ -16,9 +16,9 @@
 
 namespace fastcnn::generic {
 
-template <int BM_, int BN_, int TM_, int TN_, int WarpRows_, int WarpColumns_>
+template <int BM_, int BN_, int BK_, int TM_, int TN_, int WarpRows_, int WarpColumns_>
 struct Tile {
-  static constexpr int kBM = BM_, kBN = BN_, kBK = 16;
+  static constexpr int kBM = BM_, kBN = BN_, kBK = BK_;
   static constexpr int kTM = TM_, kTN = TN_;
   static constexpr int kLaneRows = 4, kLaneColumns = 8, kRun = 4;
   static constexpr int kWarpRows = WarpRows_, kWarpColumns = WarpColumns_;
@@ -27,8 +27,10 @@ struct Tile {
   static_assert(kTM % kRun == 0 && kTN % kRun == 0);
 };
 
-using WideTile = Tile<128, 128, 8, 8, 4, 2>;
-using NarrowTile = Tile<128, 32, 4, 4, 8, 1>;
+// BK = 8 at the wide tile: with 16, the elements in flight push it past the 128 registers that let two blocks
+// share an SM.
+using WideTile = Tile<128, 128, 8, 8, 8, 4, 2>;
+using NarrowTile = Tile<128, 32, 16, 4, 4, 8, 1>;
 
 // Operand tiles, two buffers each. A padded row keeps 16-byte alignment and spreads transposing stores over
 // banks.
@@ -164,7 +166,9 @@ __device__ inline void multiply(const OperandA& a, const OperandB& b, int length
       load_a.load(a, k0 + kBK, length);
       load_b.load(b, k0 + kBK, length);
     }
-#pragma unroll
+// One step at a time: unrolled, the fragments of several steps compete for the 128 registers and spill, while
+// the other warps' 64 FMAs a step already cover the shared loads.
+#pragma unroll 1
     for (int k = 0; k < kBK; ++k) {
       Acc row[Tile::kTM], column[Tile::kTN];
 #pragma unroll

@@ -67,7 +67,7 @@ std::string describe(const Conv2dPlan& plan, Conv2dPass pass) {
     return json(depthwise.path, tile, depthwise.reason, depthwise.grid, depthwise.tile.threads(), 0,
                 plan.workspace_bytes, plan.splits);
   }
-  return json("generic_" + pass_name, plan.tile == Conv2dTile::kWide ? "128x128x16" : "128x32x16",
+  return json("generic_" + pass_name, plan.tile == Conv2dTile::kWide ? "128x128x8" : "128x32x16",
               generic_reason(plan), plan.grid, plan.threads, plan.shared_bytes, plan.workspace_bytes,
               plan.splits);
 }
