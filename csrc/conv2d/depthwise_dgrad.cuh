@@ -33,7 +33,7 @@ template <class T, int V>
 __global__ void depthwise_dgrad(const __grid_constant__ DepthwiseDgradParams params) {
   using Acc = accumulator_t<T>;
   const Conv2dProblem& problem = params.conv.problem;
-  const TensorView& dy = params.conv.input;
+  const TensorView& dy = params.conv.grad;
   auto& shared = shared_memory<DepthwiseWeightShared<T>>();
 
   int channel_tile;

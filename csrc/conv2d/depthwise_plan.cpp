@@ -38,7 +38,7 @@ struct PixelTensors {
 PixelTensors pixel_tensors(Conv2dPass pass, const Conv2dParams& params) {
   switch (pass) {
     case Conv2dPass::kDgrad:
-      return {params.output, params.input};
+      return {params.output, params.grad};
     case Conv2dPass::kWgrad:
       return {params.input, params.grad};
     default:
