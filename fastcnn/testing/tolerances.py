@@ -1,0 +1,56 @@
+"""What counts as equal.
+
+Integer-valued operands must give the very same values: an index error cannot hide behind a tolerance. Random
+ones may be off by twice what torch's own kernel is off, plus one unit in the last place.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def ulp(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """The distance between neighbouring numbers of `dtype` at each of `values`, in float64."""
+    info = torch.finfo(dtype)
+    exponent = torch.frexp(values.double().abs().clamp(min=info.smallest_normal)).exponent - 1
+    return info.eps * torch.exp2(exponent.double())
+
+
+def _worst(name: str, actual: Tensor, expected: Tensor, wrong: Tensor, size: Tensor) -> str:
+    index = tuple(torch.unravel_index(torch.where(wrong, size, -1.0).argmax(), wrong.shape))
+    place = tuple(int(i) for i in index)
+    return (
+        f"{name}: {int(wrong.sum())} of {wrong.numel()} values are wrong, the worst at {place}: "
+        f"{actual[place].item()!r}, expected {expected[place].item()!r}"
+    )
+
+
+def assert_exact(actual: Tensor, reference: Tensor, name: str = "value") -> None:
+    """`actual` is `reference` rounded once to its dtype; NaN equals NaN."""
+    assert actual.shape == reference.shape, (
+        f"{name}: shape {tuple(actual.shape)}, not {tuple(reference.shape)}"
+    )
+    got, expected = actual.cpu().double(), reference.cpu().to(actual.dtype).double()
+    wrong = ~((got == expected) | (got.isnan() & expected.isnan()))
+    if wrong.any():
+        raise AssertionError(_worst(name, got, expected, wrong, (got - expected).abs().nan_to_num(torch.inf)))
+
+
+def assert_accurate(actual: Tensor, reference: Tensor, torchs: Tensor, name: str = "value") -> None:
+    """`actual` is no further from `reference` than twice torch's own result, plus one ulp."""
+    assert actual.dtype == torchs.dtype, f"{name}: dtype {actual.dtype}, torch's is {torchs.dtype}"
+    assert actual.shape == reference.shape, (
+        f"{name}: shape {tuple(actual.shape)}, not {tuple(reference.shape)}"
+    )
+    if actual.numel() == 0:
+        return
+    got, expected = actual.cpu().double(), reference.double()
+    error = (got - expected).abs()
+    allowed = 2 * (torchs.cpu().double() - expected).abs().max() + ulp(expected, actual.dtype)
+    wrong = ~(error <= allowed)
+    if wrong.any():
+        size = (error / allowed).nan_to_num(torch.inf)
+        raise AssertionError(
+            _worst(name, got, expected, wrong, size) + f", {size.max().item():.3g} times the allowed"
+        )
