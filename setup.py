@@ -45,7 +45,7 @@ def cuda_extension(home: Path) -> tuple[Extension, type]:
         include_dirs=[str(ROOT / "csrc"), str(generated)],
         extra_compile_args={
             "cxx": [*common, "-Wall", "-Wextra", "-fvisibility=hidden"],
-            "nvcc": [*common, "-lineinfo", "-Xptxas=-v", "-Xcompiler=-Wall,-fvisibility=hidden"],
+            "nvcc": [*common, "-Xptxas=-v", "-Xcompiler=-Wall,-fvisibility=hidden"],
         },
         library_dirs=[str(torch_include.parent / "lib"), str(cuda.library_folder(home))],
         libraries=["torch_cpu", "c10", "cudart_static", "rt", "pthread", "dl"],
