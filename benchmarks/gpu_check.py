@@ -164,9 +164,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "machine": machine(),
     }
     finished = check(out, plan_steps(out, find_sanitizer()), content)
-    print(
-        f"record: {out / 'record.json'}; to keep it: benchmarks/results/{result_name(content['machine']['gpu'], date)}"
-    )
+    keep = record.RESULTS / result_name(content["machine"]["gpu"], date)
+    print(f"record: {out / 'record.json'}; to keep it, copy it to {keep}")
     return 0 if finished["ok"] else 1
 
 
