@@ -20,7 +20,7 @@ def is_terminal() -> bool:
 
 @contextmanager
 def reading_progress(quiet: bool) -> Iterator[Progress | None]:
-    """A bar over the files being read, on terminals; it goes away when done."""
+    """A bar over the files being read, on terminals, from the first file on; it goes away when done."""
     if quiet or not is_terminal():
         yield None
         return
@@ -31,9 +31,17 @@ def reading_progress(quiet: bool) -> Iterator[Progress | None]:
         rich.MofNCompleteColumn(),
         rich.TimeRemainingColumn(),
     )
-    with rich.Progress(*columns, transient=True) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    bar = rich.Progress(*columns, transient=True)
+    task = bar.add_task("")
+
+    def update(done: int, total: int) -> None:
+        bar.start()
+        bar.update(task, completed=done, total=total)
+
+    try:
+        yield update
+    finally:
+        bar.stop()
 
 
 class TrainingProgress(Callback):

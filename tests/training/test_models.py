@@ -1,0 +1,84 @@
+import pytest
+import torch
+
+from fastcnn import models
+from fastcnn import nn as fnn
+
+
+def test_small_cnn_has_its_layers_and_parameters():
+    model = models.small_cnn()
+    assert sum(p.numel() for p in model.parameters()) == 60_554
+    convolutions = [layer for layer in model if isinstance(layer, fnn.ConvAct2d)]
+    assert [tuple(layer.weight.shape) for layer in convolutions] == [
+        (32, 1, 3, 3),
+        (64, 32, 3, 3),
+        (64, 64, 3, 3),
+    ]
+    assert sum(isinstance(layer, fnn.MaxPool2d) for layer in model) == 3
+    assert model(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+
+
+@pytest.mark.parametrize(("size", "features"), [(22, 64), (28, 64), (33, 256), (64, 64 * 36)])
+def test_small_cnn_fits_other_sizes(size, features):
+    model = models.small_cnn(num_classes=3, in_channels=3, image_size=size)
+    assert model.dense1.in_features == features
+    assert model(torch.zeros(1, 3, size, size)).shape == (1, 3)
+
+
+def test_small_cnn_equals_plain_torch():
+    model = models.small_cnn()
+    x = torch.randn(3, 1, 28, 28)
+    expected = x
+    for number in (1, 2, 3):
+        layer = getattr(model, f"conv{number}")
+        expected = torch.nn.functional.conv2d(expected, layer.weight, layer.bias).relu()
+        expected = torch.nn.functional.max_pool2d(expected, 2)
+    expected = model.dense2(model.dense1(expected.flatten(1)).relu())
+    torch.testing.assert_close(model(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"image_size": 21}, "at least 22"),
+        ({"num_classes": 0}, "num_classes"),
+        ({"in_channels": 0}, "in_channels"),
+    ],
+)
+def test_small_cnn_refuses_what_cannot_be(wrong, said):
+    with pytest.raises(ValueError, match=said):
+        models.small_cnn(**wrong)
+
+
+@pytest.fixture
+def own_models(tmp_path, monkeypatch):
+    (tmp_path / "own_models.py").write_text(
+        "import torch\n"
+        "def net(num_classes, in_channels):\n"
+        "    return torch.nn.Sequential(torch.nn.Conv2d(in_channels, 4, 3), torch.nn.AdaptiveAvgPool2d(1),\n"
+        "                               torch.nn.Flatten(), torch.nn.Linear(4, num_classes))\n"
+        "def wrong():\n"
+        "    return 3\n"
+    )
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_users_own_model_is_found_and_converted(own_models):
+    model = models.build("own_models:net", num_classes=5, in_channels=3, image_size=16)
+    assert type(model[0]) is fnn.Conv2d
+    assert model(torch.zeros(1, 3, 16, 16)).shape == (1, 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("large_cnn", "no model 'large_cnn'"),
+        ("no_such_module:net", "no_such_module"),
+        ("own_models:nothing", "no function 'nothing'"),
+        ("own_models:wrong", "must return a torch.nn.Module"),
+        ("own_models:torch", "not a function"),
+    ],
+)
+def test_a_model_that_cannot_be_had_is_explained(own_models, name, said):
+    with pytest.raises(models.ModelError, match=said):
+        models.build(name, num_classes=2, in_channels=1, image_size=28)
