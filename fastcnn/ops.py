@@ -53,8 +53,8 @@ SCHEMAS = (
     "adaptive_max_pool2d_backward(Tensor grad_output, Tensor indices, SymInt height, SymInt width, "
     "bool channels_last) -> Tensor",
     "adaptive_max_pool2d_gather(Tensor input, Tensor indices) -> Tensor",
-    # No tensors: a problem and a chip as JSON in, the kernel that would run as JSON out. The library has it.
-    "plan(str op, str problem, str chip) -> str",
+    # No tensors: the kernel that would run, as JSON. The library has it; fastcnn/plan.py knows the numbers.
+    "plan(str op, int[] problem, str dtype, bool channels_last, str chip) -> str",
 )
 
 _library = torch.library.Library("fastcnn", "DEF")

@@ -92,11 +92,15 @@ def plan(
         raise ValueError(f"plan(): op must be one of {', '.join(_CONV_OPS + _POOL_OPS)}, but is {op!r}")
     if dtype not in _checks.DTYPES:
         raise ValueError(f"plan(): dtype must be float32, float16, bfloat16 or float64, but is {dtype}")
-    problem |= {"dtype": str(dtype).removeprefix("torch."), "channels_last": bool(channels_last)}
     if _library.build_info() is None:
         why = _library.load_error or "it was not built"
         return Plan(op, "aten", f"fastcnn's compiled library is not loaded ({why})")
-    return Plan(op=op, **json.loads(torch.ops.fastcnn.plan(op, json.dumps(problem), chip)))
+    return Plan(
+        op=op,
+        **json.loads(
+            torch.ops.fastcnn.plan(op, problem, str(dtype).removeprefix("torch."), bool(channels_last), chip)
+        ),
+    )
 
 
 def _sizes(name: str, sizes: Sequence[int] | None, meaning: str) -> tuple[int, int, int, int]:
@@ -119,24 +123,9 @@ def _conv_problem(op, input, weight, kernel_size, stride, padding, dilation, gro
         bottom, right = top, left
     conv = (stride_h, stride_w, top, bottom, left, right, dilation_h, dilation_w, groups)
     _checks.conv_problem(op, (n, c, h, w), (k, channels, r, s), conv)
-    return {
-        "n": n,
-        "c": c,
-        "h": h,
-        "w": w,
-        "k": k,
-        "r": r,
-        "s": s,
-        "stride_h": stride_h,
-        "stride_w": stride_w,
-        "pad_top": top,
-        "pad_bottom": bottom,
-        "pad_left": left,
-        "pad_right": right,
-        "dilation_h": dilation_h,
-        "dilation_w": dilation_w,
-        "groups": groups,
-    }
+    _, _, p, q = _shapes.conv_output_shape((n, c, h, w), (k, channels, r, s), conv)
+    # In the order that csrc/bindings/plan.cpp reads.
+    return [n, c, h, w, k, r, s, p, q, stride_h, stride_w, top, left, dilation_h, dilation_w, groups]
 
 
 def _pool_problem(op, input, weight, kernel_size, stride, padding, dilation, ceil_mode):
@@ -148,4 +137,6 @@ def _pool_problem(op, input, weight, kernel_size, stride, padding, dilation, cei
     dilation_h, dilation_w = pair(op, "dilation", dilation)
     pool = (kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, bool(ceil_mode))
     _checks.pool_problem(op, (n, c, h, w), pool)
-    return {"n": n, "c": c, "h": h, "w": w} | dict(zip(_shapes.MAX_POOL_NAMES, pool, strict=True))
+    _, _, p, q = _shapes.max_pool_output_shape((n, c, h, w), pool)
+    # In the order that csrc/bindings/plan.cpp reads; the 0 says not adaptive.
+    return [n, c, h, w, p, q, 0, *pool[:-1]]

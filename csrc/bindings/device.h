@@ -15,6 +15,26 @@
 
 namespace fastcnn {
 
+inline Chip chip_of_device(int device) {
+  const auto attribute = [device](cudaDeviceAttr which) {
+    int value = 0;
+    check_cuda(cudaDeviceGetAttribute(&value, which, device), "cudaDeviceGetAttribute");
+    return value;
+  };
+  Chip chip;
+  chip.compute_capability =
+      10 * attribute(cudaDevAttrComputeCapabilityMajor) + attribute(cudaDevAttrComputeCapabilityMinor);
+  chip.sm_count = attribute(cudaDevAttrMultiProcessorCount);
+  chip.shared_bytes_per_block = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  return chip;
+}
+
+inline Chip current_chip() {
+  int device = 0;
+  check_cuda(cudaGetDevice(&device), "cudaGetDevice");
+  return chip_of_device(device);
+}
+
 // Makes the tensor's device current for the scope. Kernels launched within it go to stream().
 class DeviceScope {
  public:
@@ -30,14 +50,7 @@ class DeviceScope {
     return static_cast<cudaStream_t>(stream);
   }
 
-  Chip chip() const {
-    Chip chip;
-    chip.compute_capability =
-        10 * attribute(cudaDevAttrComputeCapabilityMajor) + attribute(cudaDevAttrComputeCapabilityMinor);
-    chip.sm_count = attribute(cudaDevAttrMultiProcessorCount);
-    chip.shared_bytes_per_block = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
-    return chip;
-  }
+  Chip chip() const { return chip_of_device(device_); }
 
   // The buffers that the scope's launches may touch. The emulator holds kernels to them; a GPU has no use for
   // it.
@@ -54,12 +67,6 @@ class DeviceScope {
     return library == nullptr
                ? nullptr
                : reinterpret_cast<CurrentStream>(dlsym(library, "aoti_torch_get_current_cuda_stream"));
-  }
-
-  int attribute(cudaDeviceAttr which) const {
-    int value = 0;
-    check_cuda(cudaDeviceGetAttribute(&value, which, device_), "cudaDeviceGetAttribute");
-    return value;
   }
 
   int device_;

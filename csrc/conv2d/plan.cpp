@@ -1,5 +1,7 @@
 #include "conv2d/plan.h"
 
+#include <string>
+
 #include "conv2d/generic.h"
 
 namespace fastcnn {
@@ -35,41 +37,33 @@ void run_conv2d(Conv2dPass pass, const Conv2dParams& params, const Conv2dPlan& p
   }
 }
 
-namespace {
-
-std::string generic_reason(const Conv2dPlan& plan) {
-  std::string reason = "any shape, on FMA units; ";
-  reason += plan.vectorized
-                ? "channels lie contiguous and aligned: 16-byte loads"
-                : "channels do not lie contiguous in aligned groups of 16 bytes: one element per load";
-  return reason;
-}
-
-std::string json(const std::string& kernel, const std::string& tile, const std::string& reason, int64_t grid,
-                 int threads, int64_t shared_bytes, size_t workspace_bytes, int splits) {
-  return "{\"kernel\": \"" + kernel + "\", \"tile\": \"" + tile + "\", \"reason\": \"" + reason +
-         "\", \"grid\": " + std::to_string(grid) + ", \"threads\": " + std::to_string(threads) +
-         ", \"shared_bytes\": " + std::to_string(shared_bytes) +
-         ", \"workspace_bytes\": " + std::to_string(workspace_bytes) +
-         ", \"splits\": " + std::to_string(splits) + "}";
-}
-
-}  // namespace
-
-std::string describe(const Conv2dPlan& plan, Conv2dPass pass) {
+PlanText describe(const Conv2dPlan& plan, Conv2dPass pass) {
   static const char* const kPassNames[] = {"fprop", "dgrad", "wgrad"};
-  const std::string pass_name = kPassNames[static_cast<int>(pass)];
+  PlanText text;
+  text.workspace_bytes = plan.workspace_bytes;
+  text.splits = plan.splits;
   if (plan.path == Conv2dPath::kDepthwise) {
     const DepthwisePlan& depthwise = plan.depthwise;
-    const std::string tile = std::to_string(depthwise.tile.channel_threads) + " channel x " +
-                             std::to_string(depthwise.tile.pixel_threads) + " pixel threads, vector " +
-                             std::to_string(depthwise.vector);
-    return json(depthwise.path, tile, depthwise.reason, depthwise.grid, depthwise.tile.threads(), 0,
-                plan.workspace_bytes, plan.splits);
+    text.kernel = depthwise.path;
+    text.reason = depthwise.reason;
+    text.tile = std::to_string(depthwise.tile.channel_threads) + " channel x " +
+                std::to_string(depthwise.tile.pixel_threads) + " pixel threads, vector " +
+                std::to_string(depthwise.vector);
+    text.grid = depthwise.grid;
+    text.threads = depthwise.tile.threads();
+    text.shared_bytes = depthwise.shared_bytes;
+    return text;
   }
-  return json("generic_" + pass_name, plan.tile == Conv2dTile::kWide ? "128x128x8" : "128x32x16",
-              generic_reason(plan), plan.grid, plan.threads, plan.shared_bytes, plan.workspace_bytes,
-              plan.splits);
+  text.kernel = std::string("generic_") + kPassNames[static_cast<int>(pass)];
+  text.tile = plan.tile == Conv2dTile::kWide ? "128x128x8" : "128x32x16";
+  text.reason = plan.vectorized
+                    ? "any shape, on FMA units; channels lie contiguous and aligned: 16-byte loads"
+                    : "any shape, on FMA units; channels do not come in contiguous, aligned 16 bytes: one "
+                      "element per load";
+  text.grid = plan.grid;
+  text.threads = plan.threads;
+  text.shared_bytes = static_cast<size_t>(plan.shared_bytes);
+  return text;
 }
 
 }  // namespace fastcnn

@@ -4,9 +4,9 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <string>
 
 #include "common/chip.h"
+#include "common/plan_text.h"
 #include "conv2d/depthwise.h"
 #include "conv2d/problem.h"
 
@@ -35,9 +35,7 @@ struct Conv2dPlan {
 // tensors.
 Conv2dPlan plan_conv2d(Conv2dPass pass, const Conv2dParams& params, const Chip& chip);
 
-// The plan as text: {"kernel", "tile", "reason", "grid", "threads", "shared_bytes", "workspace_bytes",
-// "splits"}.
-std::string describe(const Conv2dPlan& plan, Conv2dPass pass);
+PlanText describe(const Conv2dPlan& plan, Conv2dPass pass);
 
 // Launches what the plan says, on the stream. The workspace in params holds plan.workspace_bytes.
 void run_conv2d(Conv2dPass pass, const Conv2dParams& params, const Conv2dPlan& plan, cudaStream_t stream);

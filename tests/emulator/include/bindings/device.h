@@ -15,12 +15,16 @@
 
 namespace fastcnn {
 
+inline Chip current_chip() {
+  return emulator::emulated_chip();
+}
+
 class DeviceScope {
  public:
   explicit DeviceScope(const torch::stable::Tensor&) {}
 
   cudaStream_t stream() const { return nullptr; }
-  Chip chip() const { return emulator::emulated_chip(); }
+  Chip chip() const { return current_chip(); }
 
   void may_read(const void* data, size_t bytes) { buffers_.may_read(data, bytes); }
   void may_write(const void* data, size_t bytes) { buffers_.may_write(data, bytes); }
