@@ -26,14 +26,17 @@ from .toolchain import (
     torch_flags,
 )
 
-CONTROLS = EMULATOR / "src" / "controls.cpp"
+CONTROLS = EMULATOR / "controls" / "controls.cpp"
+INTERFACE = EMULATOR / "instructions" / "interface.cpp"  # of the GPU's library of instructions
+HEADER_FOLDERS = (ROOT / "csrc", EMULATOR)
 KEPT_BUILDS = 4
 
 
 def library_sources() -> list[Path]:
     """The translation units of the operator library: all of csrc and the emulated device."""
-    files = [*source_files(ROOT / "csrc"), *source_files(EMULATOR / "src")]
-    return [path for path in files if path.suffix in (".cpp", ".cu") and path != CONTROLS]
+    folders = [ROOT / "csrc", *(EMULATOR / name for name in ("src", "instructions", "self_tests"))]
+    files = [path for folder in folders for path in source_files(folder)]
+    return [path for path in files if path.suffix in (".cpp", ".cu") and path not in (CONTROLS, INTERFACE)]
 
 
 def build(variant: Variant | str = Variant.RELEASE, rebuild: bool = False) -> Path:
@@ -42,20 +45,27 @@ def build(variant: Variant | str = Variant.RELEASE, rebuild: bool = False) -> Pa
     Raises EmulatorUnavailable without a compiler, CompileError where a source does not compile.
     """
     variant = Variant(variant)
+    if rebuild or variant not in _built:
+        _built[variant] = _build(variant, rebuild)
+    return _built[variant]
+
+
+# A process stays with what it loaded, whatever happens to the sources.
+_built: dict[Variant, Path] = {}
+
+
+def _build(variant: Variant, rebuild: bool) -> Path:
     compiler()
     folder = ROOT / "build" / "emulator" / variant.value
     with _locked(folder):
         target = folder / _key(variant)
-        library = target / "libfastcnn_emulated.so"
-        controls = target / f"fastcnn_emulator_controls{sysconfig.get_config_var('EXT_SUFFIX')}"
+        library = target / f"libfastcnn_emulated_{target.name}.so"
         if rebuild:
             shutil.rmtree(folder / "objects", ignore_errors=True)
             shutil.rmtree(target, ignore_errors=True)
         if not (target / "complete").exists():
-            products = [_library(variant, folder, library)]
-            if CONTROLS.exists():
-                products.append(_controls(variant, folder, controls, library))
-            make(products, folder, source_hash(ROOT / "csrc", EMULATOR / "include"))
+            products = [_library(variant, folder, library), _controls(variant, folder, library)]
+            make(products, folder, source_hash(*HEADER_FOLDERS))
             (target / "complete").touch()
             _prune(folder, target)
         return library
@@ -69,7 +79,7 @@ def build_program(sources: list[Path], variant: Variant | str = Variant.RELEASE)
     variant = Variant(variant)
     folder = ROOT / "build" / "emulator" / variant.value
     flags = compile_flags(variant)
-    engine = [path for path in source_files(EMULATOR / "src") if path.suffix == ".cpp" and path != CONTROLS]
+    engine = [path for path in source_files(EMULATOR / "src") if path.suffix == ".cpp"]
     units = tuple(_source(path.resolve(), folder, flags) for path in [*sources, *engine])
     name = hashlib.sha256(str(sources[0].resolve()).encode()).hexdigest()[:8]
     program = folder / "programs" / f"{sources[0].stem}-{name}"
@@ -77,7 +87,7 @@ def build_program(sources: list[Path], variant: Variant | str = Variant.RELEASE)
         make(
             [Product(program, units, tuple(link_flags(variant)))],
             folder / "programs",
-            source_hash(ROOT / "csrc", EMULATOR / "include"),
+            source_hash(*HEADER_FOLDERS),
         )
     return program
 
@@ -86,7 +96,7 @@ def _key(variant: Variant) -> str:
     import torch
 
     parts = [
-        source_hash(ROOT / "csrc", EMULATOR / "include", EMULATOR / "src"),
+        source_hash(*HEADER_FOLDERS),
         *compile_flags(variant),
         compiler_version(),
         torch.__version__,
@@ -108,16 +118,27 @@ def _library(variant: Variant, folder: Path, library: Path) -> Product:
     include, link = torch_flags()
     flags = [*compile_flags(variant), "-I", str(generated), *include]
     sources = tuple(_source(path, folder, flags) for path in library_sources())
-    return Product(library, sources, ("-shared", *link_flags(variant), *link))
+    return Product(library, sources, ("-shared", f"-Wl,-soname,{library.name}", *link_flags(variant), *link))
 
 
-def _controls(variant: Variant, folder: Path, controls: Path, library: Path) -> Product:
+def controls_path(library: Path) -> Path:
+    """Where the module of controls of this library lies."""
+    return library.parent / f"fastcnn_emulator_controls{sysconfig.get_config_var('EXT_SUFFIX')}"
+
+
+def _controls(variant: Variant, folder: Path, library: Path) -> Product:
     import pybind11
 
     include = ["-isystem", sysconfig.get_path("include"), "-isystem", pybind11.get_include()]
     source = _source(CONTROLS, folder, [*compile_flags(variant), *include])
-    link = ("-shared", *link_flags(variant), str(library), "-Wl,-rpath,$ORIGIN")
-    return Product(controls, (source,), link, after=(library,))
+    link = (
+        "-shared",
+        *link_flags(variant),
+        f"-L{library.parent}",
+        f"-l:{library.name}",
+        "-Wl,-rpath,$ORIGIN",
+    )
+    return Product(controls_path(library), (source,), link, after=(library,))
 
 
 def _prune(folder: Path, current: Path) -> None:

@@ -88,6 +88,8 @@ def compile_flags(variant: Variant) -> list[str]:
         str(EMULATOR / "include"),
         "-I",
         str(ROOT / "csrc"),
+        "-I",
+        str(EMULATOR),
     ]
 
 

@@ -62,7 +62,7 @@ void commit_copies() {
   ++all_copies[current.thread].group;
 }
 
-void wait_copies(int pending, Where) {
+void wait_copies(int pending) {
   ThreadCopies& copies = all_copies[current.thread];
   const uint32_t kept = static_cast<uint32_t>(pending);
   if (copies.group >= kept) land_before(copies, copies.group - kept);

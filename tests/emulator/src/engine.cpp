@@ -464,7 +464,8 @@ void set_seed(uint64_t seed) {
   device.launches_since_seed = 0;
 }
 
-const std::vector<LaunchRecord>& launch_records() {
+std::vector<LaunchRecord> launch_records() {
+  const std::lock_guard<std::recursive_mutex> lock(device_mutex());
   return device.records;
 }
 

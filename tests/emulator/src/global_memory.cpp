@@ -17,7 +17,7 @@ namespace {
 
 // The declared buffer that the address lies in or nearest to.
 std::string nearest_buffer_text(uintptr_t address) {
-  if (buffers.count == 0) return "no buffer was declared for this launch";
+  if (buffers.count == 0) return "an address for which no buffer was declared";
   int nearest = 0;
   uintptr_t least = UINTPTR_MAX;
   for (int i = 0; i < buffers.count; ++i) {

@@ -62,7 +62,7 @@ class alignas(16) SharedArray {
   // An array that lies elsewhere than in shared memory gets an offset beyond its end.
   uint32_t offset(int i) const {
     const auto bytes = reinterpret_cast<const unsigned char*>(&data_[i]) - emulator::shared_buffer;
-    return bytes < 0 || bytes > INT32_MAX ? UINT32_MAX : static_cast<uint32_t>(bytes);
+    return bytes < 0 || bytes >= emulator::kMaxSharedBytes ? UINT32_MAX : static_cast<uint32_t>(bytes);
   }
 
   T data_[N];

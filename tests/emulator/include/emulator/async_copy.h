@@ -15,7 +15,7 @@ void issue_copy(uint32_t shared_address, const void* source, int bytes, Where wh
 // Closes the thread's group of copies.
 void commit_copies();
 // Lands all but the thread's `pending` latest groups. Others may look after a barrier.
-void wait_copies(int pending, Where where);
+void wait_copies(int pending);
 
 // At a thread's end, and after an error.
 void land_all_copies();

@@ -1,4 +1,4 @@
-// What the tests set and see of the emulated device.
+// What the tests set and see of the emulated device: the library's interface to the module of controls.
 #pragma once
 
 #include <cstddef>
@@ -12,7 +12,7 @@
 
 namespace fastcnn::emulator {
 
-#pragma GCC visibility push(hidden)
+#pragma GCC visibility push(default)
 
 struct LaunchRecord {
   std::string name;
@@ -25,7 +25,7 @@ struct LaunchRecord {
 // The order of blocks and threads is drawn from the seed and the number of launches since it was set.
 void set_seed(uint64_t seed);
 
-const std::vector<LaunchRecord>& launch_records();
+std::vector<LaunchRecord> launch_records();
 void forget_launch_records();
 
 // The chip that the planner is told of; an H100 unless set otherwise.

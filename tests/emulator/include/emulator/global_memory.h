@@ -60,7 +60,7 @@ inline void check_global_write(const void* address) {
 
 // Declares the buffers of the launches made while it lives. Written buffers are poisoned with 0xFF; a launch
 // may read of them only what an earlier launch of the scope wrote, and write each byte once.
-class BufferScope {
+class __attribute__((visibility("default"))) BufferScope {
  public:
   BufferScope();
   ~BufferScope();
