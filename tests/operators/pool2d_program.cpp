@@ -221,7 +221,7 @@ void plans() {
         const Pool2dPlan plan = plan_pool2d(trial.call, kChip);
         emulator::forget_launch_records();
         trial.run(plan);
-        const emulator::LaunchRecord& record = emulator::launch_records().back();
+        const emulator::LaunchRecord record = emulator::launch_records().back();
         expect(record.name == plan.kernel,
                "the launch is named " + record.name + ", the plan " + plan.kernel);
         expect_equal(record.grid.x, plan.grid, plan.kernel + ": grid");
