@@ -1,0 +1,161 @@
+"""Every tile and load width of the generic convolution, at its edges, on the emulator.
+
+The planner takes wide tiles and few splits where the chip asks for them; the tests tell it of small chips.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.emulator import controls
+
+pytestmark = pytest.mark.emulated
+
+OPS = torch.ops.fastcnn
+LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
+
+
+@pytest.fixture
+def chip(emulated_on_cpu):
+    """Sets the SM count that the planner sees."""
+    device = controls()
+    yield lambda sm_count: device.set_chip(sm_count=sm_count)
+    device.set_chip()
+
+
+def integers(*shape: int, dtype: torch.dtype, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(-2, 3, shape, generator=generator).to(dtype)
+
+
+def launched() -> list[dict]:
+    return controls().launches()
+
+
+def check(
+    input_shape, weight_shape, dtype, layout, *, stride=1, padding=0, dilation=1, groups=1
+) -> list[dict]:
+    """All three passes against float64; gives the launches they made."""
+    memory_format = LAYOUTS[layout]
+    x = integers(*input_shape, dtype=dtype, seed=1).contiguous(memory_format=memory_format)
+    w = integers(*weight_shape, dtype=dtype, seed=2).contiguous(memory_format=memory_format)
+    exact_x, exact_w = x.double().requires_grad_(), w.double().requires_grad_()
+    expected = F.conv2d(exact_x, exact_w, None, stride, padding, dilation, groups)
+    dy = integers(*expected.shape, dtype=dtype, seed=3).contiguous(memory_format=memory_format)
+    expected_dx, expected_dw = torch.autograd.grad(expected, (exact_x, exact_w), dy.double())
+
+    controls().reset()
+    geometry = (stride, stride, *(padding,) * 4, dilation, dilation, groups)
+    nhwc = layout == "nhwc"
+    y = OPS.conv2d(x, w, None, *geometry, "none", False)
+    dx = OPS.conv2d_dgrad(dy, w, *input_shape[2:], *geometry, nhwc, False)
+    dw = OPS.conv2d_wgrad(dy, x, *weight_shape[2:], *geometry, nhwc, False)
+    for got, want in ((y, expected), (dx, expected_dx), (dw, expected_dw)):
+        assert torch.equal(got, want.to(dtype))
+    return launched()
+
+
+def vector(dtype: torch.dtype) -> int:
+    return 16 // dtype.itemsize
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("extra", [-1, 0, 1])
+def test_wide_tiles_around_their_edges(chip, dtype, layout, extra):
+    """128 rows and 128 columns, one less and one more; channels on and off the vector width."""
+    chip(1)
+    launches = check((1, 8, 1, 128 + extra), (128 + extra, 8, 1, 1), dtype, layout)
+    # fprop has 127..129 columns: wide, but for float64, which has no wide tile.
+    columns = 32 if dtype == torch.float64 else 128
+    accumulator = 8 if dtype == torch.float64 else 4
+    depth = 16 if columns == 32 else 8
+    assert launches[0]["shared_bytes"] == 2 * depth * (128 + 4 + columns + 4) * accumulator
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("offset", [-1, 0, 1])
+def test_channels_around_the_vector_width(chip, dtype, offset):
+    """16-byte loads where channels come in whole vectors, single elements where they do not."""
+    chip(132)
+    channels = 2 * vector(dtype) + offset
+    launches = check((2, channels, 5, 7), (2 * channels, channels, 3, 2), dtype, "nhwc", padding=1)
+    for launch in launches[:2]:
+        wide_loads = launch["global_loads"][16]
+        assert (wide_loads > 0) == (offset == 0), launch
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("image", "sm_count", "splits"),
+    [((5, 5), 132, 1), ((19, 23), 1, 4), ((19, 23), 4, 15), ((19, 23), 132, 19)],
+)
+def test_wgrad_splits(chip, layout, image, sm_count, splits):
+    """One split writes the gradient itself, several go through the workspace; the last one may be short."""
+    chip(sm_count)
+    launches = check((3, 8, *image), (8, 8, 3, 3), torch.float32, layout, padding=1)
+    names = [launch["name"] for launch in launches]
+    summed = ["conv2d::split_sum"] if splits > 1 else []
+    assert names == [f"conv2d::generic_{name}" for name in ("fprop", "dgrad", "wgrad")] + summed
+    assert launches[2]["grid"] == (splits, 1, 1)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("input_shape", "weight_shape", "options"),
+    [
+        ((1, 3, 9, 9), (70, 3, 3, 3), {"stride": 2, "padding": 2}),
+        ((2, 16, 6, 5), (140, 16, 3, 3), {"padding": 2, "dilation": 2}),
+        ((1, 12, 11, 4), (9, 4, 4, 1), {"stride": 3, "groups": 3}),
+        ((2, 1, 28, 28), (32, 1, 3, 3), {}),
+        ((1, 40, 3, 3), (200, 40, 3, 3), {"padding": 1}),
+        ((1, 8, 2, 2), (8, 8, 5, 5), {"padding": 4}),
+        ((2, 4, 9, 9), (6, 4, 1, 1), {"stride": 3}),
+        ((1, 160, 4, 4), (160, 80, 1, 1), {"groups": 2}),
+    ],
+    ids=["c3-s2", "dilated", "grouped", "c1", "tiny-image", "pad-k-1", "stride-over-kernel", "wide-groups"],
+)
+@pytest.mark.parametrize("sm_count", [1, 132])
+def test_shapes_on_both_tiles(chip, input_shape, weight_shape, options, layout, sm_count):
+    chip(sm_count)
+    check(input_shape, weight_shape, torch.float32, layout, **options)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_thread_order_does_not_show(chip, layout):
+    """Ten orders of threads and blocks, the same bits: wide and narrow tiles, several splits."""
+    chip(2)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 12, 17, 13, generator=generator).contiguous(memory_format=LAYOUTS[layout])
+    w = torch.randn(72, 12, 3, 3, generator=generator)
+    dy = torch.randn(2, 72, 17, 13, generator=generator)
+    geometry = (1, 1, 1, 1, 1, 1, 1, 1, 1)
+    seen = set()
+    for seed in range(10):
+        controls().set_seed(seed)
+        results = (
+            OPS.conv2d(x, w, None, *geometry, "tanh", False),
+            OPS.conv2d_dgrad(dy, w, 17, 13, *geometry, False, False),
+            OPS.conv2d_wgrad(dy, x, 3, 3, *geometry, False, False),
+        )
+        seen.add(tuple(result.numpy().tobytes() for result in results))
+    assert len(seen) == 1
+
+
+def test_shared_loads_per_multiplication(chip):
+    """A wide tile's thread reads four 16-byte vectors for its 64 products: what makes it FMA-bound."""
+    chip(1)
+    launch = check((1, 32, 16, 16), (128, 32, 1, 1), torch.float32, "nhwc")[0]
+    blocks, steps, threads = launch["grid"][0], 32, 256
+    assert blocks == 2
+    assert launch["shared_loads"] == blocks * steps * threads * 4
+
+
+def test_operands_are_read_once_per_tile(chip):
+    """A 1x1 layer of one tile each way moves exactly its tensors."""
+    chip(1)
+    launch = check((1, 16, 8, 16), (128, 16, 1, 1), torch.float32, "nhwc")[0]
+    assert launch["global_bytes_read"] == 4 * (16 * 128 + 16 * 128)
+    assert launch["global_bytes_written"] == 4 * 128 * 128
