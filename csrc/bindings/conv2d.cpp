@@ -166,7 +166,8 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Ten
       kOp, shape_of(input), shape_of(weight),
       {stride_h, stride_w, pad_top, pad_bottom, pad_left, pad_right, dilation_h, dilation_w, groups});
   params.activation = activation_named(kOp, activation);
-  std::optional<Tensor> dense_bias = bias;
+  const Tensor* dense_bias = bias.has_value() ? &*bias : nullptr;
+  std::optional<Tensor> bias_copy;
   if (bias.has_value()) {
     check_same_dtype(*bias, "bias", input, "input", kOp);
     check_same_device(*bias, "bias", input, "input", kOp);
@@ -174,7 +175,7 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Ten
       fail(kOp, ": given weight of size ", shape_text(weight), ", expected bias to be 1-dimensional with ",
            params.problem.k, " elements, but got bias of size ", shape_text(*bias), " instead");
     }
-    if (!bias->is_contiguous()) dense_bias = torch::stable::contiguous(*bias);
+    if (!bias->is_contiguous()) dense_bias = &bias_copy.emplace(torch::stable::contiguous(*bias));
   }
   const Tensor output =
       empty_image(input, input.scalar_type(), params.problem.n, params.problem.k, params.problem.p,
@@ -184,7 +185,7 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Ten
   params.input = reading(scope, input);
   params.weight = reading(scope, weight);
   params.output = writing(scope, output);
-  if (dense_bias.has_value()) {
+  if (dense_bias != nullptr) {
     scope.may_read(dense_bias->const_data_ptr(), extent_bytes(*dense_bias));
     params.bias = dense_bias->const_data_ptr();
   }

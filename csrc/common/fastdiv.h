@@ -18,11 +18,12 @@ class FastDiv {
         static_cast<uint32_t>(((uint64_t{1} << 32) * ((uint64_t{1} << shift_) - divisor_)) / divisor_ + 1);
   }
 
-  __device__ int divide(int dividend) const {
+  __host__ __device__ int divide(int dividend) const {
     const uint32_t n = static_cast<uint32_t>(dividend);
-    return static_cast<int>((__umulhi(n, multiplier_) + n) >> shift_);
+    const uint32_t high = static_cast<uint32_t>((uint64_t{n} * multiplier_) >> 32);
+    return static_cast<int>((high + n) >> shift_);
   }
-  __device__ int divide(int dividend, int& remainder) const {
+  __host__ __device__ int divide(int dividend, int& remainder) const {
     const int quotient = divide(dividend);
     remainder = dividend - quotient * static_cast<int>(divisor_);
     return quotient;
