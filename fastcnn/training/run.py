@@ -134,7 +134,8 @@ class Run:
     def save_weights(self, which: str, model: nn.Module, notes: dict[str, Any]) -> None:
         """Write `which`.safetensors, with `notes` as its metadata."""
         safetensors = require("safetensors.torch")
-        metadata = {"format": "pt", **{name: str(value) for name, value in notes.items()}}
+        # One entry: several are written in an order of chance, and equal runs should leave equal files.
+        metadata = {"fastcnn": json.dumps(notes)}
         write_atomically(
             self.path / f"{which}.safetensors",
             lambda file: safetensors.save_model(model, str(file), metadata),

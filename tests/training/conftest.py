@@ -1,14 +1,20 @@
-"""Small image folders, and the command line in a process of its own."""
+"""Small image folders, and the command line in this process or one of its own."""
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+
+from fastcnn.cli import main
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,13 +29,48 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
 
 
-def run_fastcnn(*arguments: str | Path, cwd: Path, status: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run `fastcnn ARGUMENTS` and check its exit status."""
+@dataclass
+class Done:
+    """What a command left."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run_fastcnn(*arguments: str | Path, cwd: Path, status: int = 0) -> Done:
+    """Run `fastcnn ARGUMENTS` in this process, where torch is imported already, and check its status."""
+    out, err = io.StringIO(), io.StringIO()
+    here = os.getcwd()
+    os.chdir(cwd)
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = main(list(map(str, arguments)))
+    except SystemExit as leaving:
+        code = leaving.code
+    finally:
+        os.chdir(here)
+    done = Done(code, out.getvalue(), err.getvalue())
+    assert done.returncode == status, f"status {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def run_process(*arguments: str | Path, cwd: Path) -> Done:
+    """Run `fastcnn ARGUMENTS` in a process of its own, which must succeed."""
     done = subprocess.run(
         command(*arguments), cwd=cwd, env=environment(), capture_output=True, text=True, timeout=300
     )
-    assert done.returncode == status, f"status {done.returncode}\n{done.stdout}\n{done.stderr}"
-    return done
+    assert done.returncode == 0, f"status {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Here as in the processes that the tests start."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def draw(

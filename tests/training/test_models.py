@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 import torch
 
@@ -61,6 +63,7 @@ def own_models(tmp_path, monkeypatch):
         "    return 3\n"
     )
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
 
 
 def test_a_users_own_model_is_found_and_converted(own_models):

@@ -1,0 +1,374 @@
+"""The command line, as users run it."""
+
+import csv
+import importlib.util
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from PIL import Image
+
+from fastcnn._extras import MissingExtraError
+from fastcnn.data import load
+
+from .conftest import command, draw, environment, run_fastcnn, run_process
+
+FAST = ("--image-size", "22", "--batch-size", "64", "--seed", "1")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of a few epochs over the digits, and what it printed."""
+    folder = tmp_path_factory.mktemp("trained")
+    done = run_process("train", "digits", "--epochs", "3", *FAST, cwd=folder)
+    return folder, done
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Files of three digits as they come, larger than the model's images."""
+    from sklearn.datasets import load_digits
+
+    folder = tmp_path_factory.mktemp("pictures")
+    raw = load_digits()
+    for index in range(3):
+        pixels = (raw.images[index] * (255 / 16)).round().astype("uint8")
+        Image.fromarray(pixels).resize((56, 56), Image.Resampling.BILINEAR).save(folder / f"{index}.png")
+    return folder
+
+
+def test_training_prints_lines_and_leaves_a_run(trained):
+    folder, done = trained
+    assert "\x1b" not in done.stdout
+    assert "1,257 train, 180 validation and 360 test images; 10 classes" in done.stdout
+    epochs = re.findall(
+        r"epoch (\d)/3  loss \d\.\d{4}  accuracy +[\d.]+%  val_loss \d\.\d{4}  val_accuracy +[\d.]+%"
+        r"  [\d,]+ images/s  ETA \d+:\d\d",
+        done.stdout,
+    )
+    assert epochs == ["1", "2", "3"]
+    last = done.stdout.splitlines()[-1]
+    loss, accuracy = re.fullmatch(r"test loss (\S+)  test accuracy (\S+)%  \(360 images\)", last).groups()
+    run = folder / "runs" / "digits-1"
+    assert sorted(os.listdir(run)) == [
+        "best.safetensors",
+        "config.json",
+        "curves.png",
+        "history.csv",
+        "last.pt",
+        "last.safetensors",
+        "result.json",
+    ]
+    result = json.loads((run / "result.json").read_text())
+    assert f"{result['test_loss']:.4f} {result['test_accuracy']:.2%}" == f"{loss} {accuracy}%"
+    with (run / "history.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    assert list(rows[0]) == ["epoch", "loss", "accuracy", "val_loss", "val_accuracy"]
+    config = json.loads((run / "config.json").read_text())
+    assert config["data"]["classes"] == list("0123456789")
+    assert config["training"]["epochs"] == 3
+
+
+def test_the_same_seed_gives_the_same_weights(trained, tmp_path):
+    folder, _ = trained
+    run_fastcnn("train", "digits", "--epochs", "3", *FAST, "--out", "again", "--quiet", cwd=tmp_path)
+    for name in ("best.safetensors", "last.safetensors", "history.csv", "result.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (folder / "runs/digits-1" / name).read_bytes()
+
+
+def test_eval_repeats_the_test_result(trained):
+    folder, done = trained
+    said = re.search(r"test loss (\S+)  test accuracy (\S+)", done.stdout).groups()
+    again = run_fastcnn("eval", "runs/digits-1", cwd=folder).stdout
+    assert again == f"loss {said[0]}  accuracy {said[1]}  (360 images)\n"
+    result = json.loads(run_fastcnn("eval", "runs/digits-1", "digits", "--json", cwd=folder).stdout)
+    kept = json.loads((folder / "runs/digits-1/result.json").read_text())
+    assert result == {"loss": kept["test_loss"], "accuracy": kept["test_accuracy"], "images": 360}
+
+
+def test_predict_names_class_and_probability(trained, pictures, tmp_path):
+    run = trained[0] / "runs" / "digits-1"
+    files = [pictures / f"{index}.png" for index in range(3)]
+    records = json.loads(run_fastcnn("predict", run, *files, "--json", "--top-k", "10", cwd=tmp_path).stdout)
+    assert [record["file"] for record in records] == [str(file) for file in files]
+    for record in records:
+        assert record["class"] == record["top"][0]["class"]
+        probabilities = [guess["probability"] for guess in record["top"]]
+        assert probabilities == sorted(probabilities, reverse=True)
+        assert sum(probabilities) == pytest.approx(1, abs=1e-5)
+        assert {guess["class"] for guess in record["top"]} == set("0123456789")
+    lines = run_fastcnn("predict", run, pictures, cwd=tmp_path).stdout.splitlines()
+    expected = [f"{record['file']}  {record['class']} {record['probability']:.1%}" for record in records]
+    assert lines == expected
+
+
+def test_predict_goes_on_past_unreadable_files(trained, pictures, tmp_path):
+    run = trained[0] / "runs" / "digits-1"
+    broken = tmp_path / "broken.png"
+    broken.write_text("no picture")
+    done = run_fastcnn("predict", run, broken, pictures / "0.png", "--json", cwd=tmp_path)
+    assert [record["file"] for record in json.loads(done.stdout)] == [str(pictures / "0.png")]
+    assert "skipped 1 unreadable file" in done.stderr
+    assert "broken.png" in done.stderr
+    nothing = run_fastcnn("predict", run, broken, "--json", cwd=tmp_path, status=1)
+    assert json.loads(nothing.stdout) == []
+
+
+def test_a_folder_is_trained_evaluated_and_predicted(make_folder, tmp_path):
+    root = make_folder(classes={"up": 40, "down": 40, "left": 40}, colour=True)
+    (root / "up" / "broken.jpg").write_text("no picture")
+    (root / "up" / "notes.txt").write_text("no picture either")
+    settings = ("--epochs", "12", "--batch-size", "16", "--target-accuracy", "90", "--image-size", "22")
+    done = run_fastcnn("train", root, *settings, "--out", "run", cwd=tmp_path)
+    assert "22x22, colour" in done.stdout
+    assert "skipped 1 unreadable file:\n  up/broken.jpg: not an image" in done.stderr
+    assert "notes.txt" not in done.stderr
+    evaluated = json.loads(run_fastcnn("eval", "run", root, "--json", cwd=tmp_path).stdout)
+    assert evaluated["images"] == 120
+    assert evaluated["accuracy"] > 0.9
+    picture = draw(tmp_path / "new.png", 2, 4711, colour=True, size=(70, 60))
+    (record,) = json.loads(run_fastcnn("predict", "run", picture, "--json", cwd=tmp_path).stdout)
+    assert record["class"] == "left"
+
+    lazy = run_fastcnn("train", root, *settings, "--out", "lazy", "--memory-mb", "1", cwd=tmp_path)
+    assert lazy.stdout.splitlines()[-1] == done.stdout.splitlines()[-1]
+
+
+def test_a_missed_target_fails(tmp_path):
+    done = run_fastcnn(
+        *("train", "digits", "--epochs", "1", "--steps-per-epoch", "1", *FAST),
+        *("--target-accuracy", "0.99", "--quiet"),
+        cwd=tmp_path,
+        status=1,
+    )
+    assert "below the target 99.00%" in done.stderr
+    assert re.fullmatch(r"test loss .* \(360 images\)\n", done.stdout)
+
+
+def run_until(process, text):
+    """Read the lines of `process` up to one with `text`."""
+    for line in process.stdout:
+        if text in line:
+            return
+    raise AssertionError(f"it ended without {text!r}: {process.stderr.read()}")
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_goes_on_as_if_nothing_had_been(tmp_path, number, status):
+    """Interrupted wherever it is just then, be it between its steps or in validation."""
+    arguments = ("train", "digits", "--epochs", "4", "--steps-per-epoch", "60", *FAST, "--batch-size", "8")
+    run_fastcnn(*arguments, "--out", "straight", "--quiet", cwd=tmp_path)
+    process = subprocess.Popen(
+        command(*arguments, "--out", "broken"),
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    run_until(process, "epoch 1/4")
+    time.sleep(0.1)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == status, errors
+    assert errors.startswith("interrupted in epoch ")
+    assert "go on with: fastcnn train --resume broken" in errors
+    assert not (tmp_path / "broken/result.json").exists()
+    assert (tmp_path / "broken/curves.png").exists()
+
+    resumed = run_fastcnn("train", "--resume", "broken", cwd=tmp_path)
+    assert "resuming broken in epoch" in resumed.stdout
+    for name in ("last.safetensors", "best.safetensors", "history.csv", "result.json"):
+        assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
+    finished = run_fastcnn("train", "--resume", "broken", cwd=tmp_path, status=2)
+    assert finished.stderr.startswith("fastcnn: broken is complete (4 of 4 epochs)")
+
+
+def test_two_epochs_and_two_more_equal_four(tmp_path):
+    arguments = ("train", "digits", *FAST, "--steps-per-epoch", "7", "--schedule", "constant", "--quiet")
+    run_fastcnn(*arguments, "--epochs", "4", "--out", "four", cwd=tmp_path)
+    run_fastcnn(*arguments, "--epochs", "2", "--out", "two", cwd=tmp_path)
+    run_fastcnn("train", "--resume", "two", "--epochs", "4", "--quiet", cwd=tmp_path)
+    for name in ("last.safetensors", "best.safetensors", "history.csv", "result.json"):
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "four" / name).read_bytes()
+
+
+def test_a_changed_folder_is_not_resumed(make_folder, tmp_path):
+    root = make_folder()
+    settings = ("--epochs", "1", "--image-size", "22", "--out", "run", "--quiet")
+    run_fastcnn("train", root, *settings, cwd=tmp_path)
+    (tmp_path / "run/result.json").unlink()
+    draw(root / "up" / "new.png", 0, 1)
+    done = run_fastcnn("train", "--resume", "run", cwd=tmp_path, status=2)
+    assert "are not those that run began with" in done.stderr
+    assert "name a folder" in run_fastcnn("eval", "run", cwd=tmp_path, status=2).stderr
+    (root / "up" / "new.png").unlink()
+    run_fastcnn("train", "--resume", "run", cwd=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train"], "give digits, a folder of images, or --resume RUN"),
+        (["train", "nowhere"], "there is no folder nowhere"),
+        (
+            ["train", "digits", "--epochs", "0"],
+            "argument --epochs: expected a whole number of at least 1, got '0'",
+        ),
+        (["train", "digits", "--lr", "nan"], "argument --lr: expected a number above 0, got 'nan'"),
+        (["train", "digits", "--bogus"], "unrecognized arguments: --bogus"),
+        (["train", "digits", "--precision", "int4"], "invalid choice: 'int4'"),
+        (
+            ["train", "digits", "--target-accuracy", "150"],
+            "expected an accuracy such as 0.97 or 97, got '150'",
+        ),
+        (["train", "digits", "--device", "abacus"], "'abacus' is not a device"),
+        (["train", "digits", "--image-size", "20"], "image_size must be at least 22"),
+        (["train", "digits", "--model", "large_cnn"], "there is no model 'large_cnn'"),
+        (["train", "digits", "--model", "nowhere:net"], "could not be imported"),
+        (["train", "digits", "--out", "."], "already exists and is not an empty folder"),
+        (["train", "--resume", "nowhere"], "there is no run folder nowhere"),
+        (["train", "--resume", "plain"], "is not a run folder: it has no config.json"),
+        (["train", "--resume", "run", "--lr", "1"], "--lr can't be changed on --resume"),
+        (["train", "--resume", "run", "--epochs", "9"], "only go with --schedule constant"),
+        (["train", "--resume", "run", "--out", "x"], "--out and --resume don't go together"),
+        (["train", "--resume", "run"], "last.pt is damaged"),
+        (["eval", "nowhere"], "there is no run folder nowhere"),
+        (["eval", "plain"], "is not a run folder"),
+        (["predict", "run"], "the following arguments are required: FILE"),
+        (["predict", "run", "nothing.png"], "there is no file or folder nothing.png"),
+        (["predict", "run", "plain"], "there are no image files in plain"),
+        (["fly"], "invalid choice: 'fly'"),
+        ([], "required: COMMAND"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_sentence(trained, tmp_path, arguments, said):
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "run").mkdir()
+    config = (trained[0] / "runs/digits-1/config.json").read_bytes()
+    (tmp_path / "run/config.json").write_bytes(config)
+    (tmp_path / "run/last.pt").write_bytes(b"PK\x03\x04 no more")
+    done = run_fastcnn(*arguments, cwd=tmp_path, status=2)
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("fastcnn")
+    assert not done.stdout
+
+
+def test_a_diverging_run_stops_with_a_hint(tmp_path):
+    done = run_fastcnn(
+        *("train", "digits", *FAST, "--optimizer", "sgd", "--lr", "1e30", "--epochs", "2"),
+        cwd=tmp_path,
+        status=2,
+    )
+    assert "training diverged; try a lower --lr" in done.stderr
+
+
+def test_a_users_own_model_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "my_models.py").write_text(
+        "from torch import nn\n"
+        "def net(num_classes):\n"
+        "    return nn.Sequential(nn.Conv2d(1, 8, 3, 3), nn.Flatten(), nn.Linear(8 * 49, num_classes))\n"
+    )
+    run_fastcnn(
+        *("train", "digits", "--model", "my_models:net", *FAST, "--epochs", "1"),
+        *("--out", "run", "--quiet"),
+        cwd=tmp_path,
+    )
+    run_fastcnn("eval", "run", cwd=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("module", "distribution"),
+    [
+        ("PIL", "Pillow"),
+        ("rich", "rich"),
+        ("safetensors", "safetensors"),
+        ("sklearn", "scikit-learn"),
+        ("matplotlib", "matplotlib"),
+    ],
+)
+def test_a_missing_package_names_the_extra(tmp_path, monkeypatch, module, distribution):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == module else find(name, *rest)
+    )
+    done = run_fastcnn("train", "digits", cwd=tmp_path, status=2)
+    assert done.stderr == (
+        f"fastcnn: {distribution} is needed here and is not installed: pip install 'fastcnn[train]'\n"
+    )
+    assert not os.listdir(tmp_path)
+
+
+def test_a_package_missed_while_at_work_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(MissingExtraError, match=r"scikit-learn .* pip install 'fastcnn\[train\]'"):
+        load("digits")
+
+
+def test_info_and_the_package_import_nothing_heavy(tmp_path):
+    program = (
+        "import sys, fastcnn, fastcnn.data, fastcnn.training, fastcnn.models\n"
+        "from fastcnn.cli import main\n"
+        "status = main(['info'])\n"
+        "heavy = {'matplotlib', 'sklearn', 'PIL', 'rich', 'safetensors', 'torchvision'}\n"
+        "print('heavy:', sorted(heavy & sys.modules.keys()))\n"
+        "sys.exit(status)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1] == "heavy: []"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pseudo-terminals are POSIX's")
+def test_a_terminal_shows_a_live_bar(tmp_path):
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        command("train", "digits", "--epochs", "2", "--steps-per-epoch", "5", *FAST),
+        cwd=tmp_path,
+        env={**environment(), "TERM": "xterm-256color"},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    output = b""
+    while True:
+        readable, _, _ = select.select([ours], [], [], 120)
+        assert readable, "nothing came for two minutes"
+        try:
+            piece = os.read(ours, 65536)
+        except OSError:  # how Linux says that the other end is closed
+            break
+        if not piece:
+            break
+        output += piece
+    os.close(ours)
+    assert process.wait(60) == 0
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", output.decode())
+    assert re.search(r"epoch 1/2 [━╸╺ ]+ loss \d\.\d{4}  accuracy [\d.]+% [\d,]+ images/s ETA \d+:\d\d", text)
+    assert re.search(r"epoch 2/2  loss .*  val_accuracy .*", text)
+    assert "test accuracy" in text.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_the_default_run_reaches_its_accuracy(tmp_path):
+    """At least 97 % of the test digits, by the recipe as it stands."""
+    done = run_process("train", "digits", "--target-accuracy", "0.97", cwd=tmp_path)
+    assert "test accuracy" in done.stdout
