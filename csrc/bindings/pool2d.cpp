@@ -2,13 +2,12 @@
 // the planner and its launcher. Messages say what fastcnn/_checks.py says.
 #include "pool2d/problem.h"
 
-#include <torch/csrc/stable/library.h>
-
 #include <cstdint>
 #include <string>
 #include <tuple>
 
 #include "bindings/device.h"
+#include "bindings/register.h"
 #include "bindings/tensor.h"
 #include "pool2d/kernels.h"
 #include "pool2d/plan.h"
@@ -397,19 +396,17 @@ Tensor adaptive_max_pool2d_gather(const Tensor& input, const Tensor& indices) {
 }  // namespace
 }  // namespace fastcnn
 
-// The library macro pastes its key, so the define has to be expanded one level above it.
-#define FASTCNN_REGISTER(key, m) STABLE_TORCH_LIBRARY_IMPL(fastcnn, key, m)
-FASTCNN_REGISTER(FASTCNN_DISPATCH_KEY, m) {
-  m.impl("max_pool2d", TORCH_BOX(&fastcnn::max_pool2d));
-  m.impl("max_pool2d_with_offsets", TORCH_BOX(&fastcnn::max_pool2d_with_offsets));
-  m.impl("max_pool2d_with_indices", TORCH_BOX(&fastcnn::max_pool2d_with_indices));
-  m.impl("max_pool2d_backward", TORCH_BOX(&fastcnn::max_pool2d_backward));
-  m.impl("max_pool2d_gather", TORCH_BOX(&fastcnn::max_pool2d_gather));
-  m.impl("avg_pool2d", TORCH_BOX(&fastcnn::avg_pool2d));
-  m.impl("avg_pool2d_backward", TORCH_BOX(&fastcnn::avg_pool2d_backward));
-  m.impl("adaptive_avg_pool2d", TORCH_BOX(&fastcnn::adaptive_avg_pool2d));
-  m.impl("adaptive_avg_pool2d_backward", TORCH_BOX(&fastcnn::adaptive_avg_pool2d_backward));
-  m.impl("adaptive_max_pool2d", TORCH_BOX(&fastcnn::adaptive_max_pool2d));
-  m.impl("adaptive_max_pool2d_backward", TORCH_BOX(&fastcnn::adaptive_max_pool2d_backward));
-  m.impl("adaptive_max_pool2d_gather", TORCH_BOX(&fastcnn::adaptive_max_pool2d_gather));
+FASTCNN_REGISTER(FASTCNN_DISPATCH_KEY, library) {
+  library.impl("max_pool2d", TORCH_BOX(&fastcnn::max_pool2d));
+  library.impl("max_pool2d_with_offsets", TORCH_BOX(&fastcnn::max_pool2d_with_offsets));
+  library.impl("max_pool2d_with_indices", TORCH_BOX(&fastcnn::max_pool2d_with_indices));
+  library.impl("max_pool2d_backward", TORCH_BOX(&fastcnn::max_pool2d_backward));
+  library.impl("max_pool2d_gather", TORCH_BOX(&fastcnn::max_pool2d_gather));
+  library.impl("avg_pool2d", TORCH_BOX(&fastcnn::avg_pool2d));
+  library.impl("avg_pool2d_backward", TORCH_BOX(&fastcnn::avg_pool2d_backward));
+  library.impl("adaptive_avg_pool2d", TORCH_BOX(&fastcnn::adaptive_avg_pool2d));
+  library.impl("adaptive_avg_pool2d_backward", TORCH_BOX(&fastcnn::adaptive_avg_pool2d_backward));
+  library.impl("adaptive_max_pool2d", TORCH_BOX(&fastcnn::adaptive_max_pool2d));
+  library.impl("adaptive_max_pool2d_backward", TORCH_BOX(&fastcnn::adaptive_max_pool2d_backward));
+  library.impl("adaptive_max_pool2d_gather", TORCH_BOX(&fastcnn::adaptive_max_pool2d_gather));
 }
