@@ -36,7 +36,7 @@ enum class Activation : int32_t { kNone, kRelu, kSigmoid, kTanh };
 
 // One struct for the three passes; `output` is what the pass writes.
 //   fprop: output(y) = input(x) * weight + bias, then activation
-//   dgrad: output(dx) = input(dy) * weight
+//   dgrad: output(dx) = grad(dy) * weight
 //   wgrad: output(dw) = input(x), grad(dy); `workspace` holds fp32 (fp64) partial sums of the splits
 // A weight's TensorView reads N C H W as K C/groups R S.
 struct Conv2dParams {
