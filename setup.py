@@ -12,6 +12,9 @@ sys.path.insert(0, str(ROOT))
 
 from build_support import build_info, cuda  # noqa: E402
 
+# These build nothing, and an isolated build runs them before torch is there.
+METADATA_COMMANDS = {"dist_info", "egg_info", "sdist"}
+
 
 def cuda_extension(home: Path) -> tuple[Extension, type]:
     """The extension and the build command. It needs no PyInit: torch.ops.load_library loads it."""
@@ -57,9 +60,10 @@ def cuda_extension(home: Path) -> tuple[Extension, type]:
 
 
 home, why_not = cuda.toolkit_to_build_with()
-if home is None:
-    if "egg_info" not in sys.argv and "dist_info" not in sys.argv:
-        print(why_not, file=sys.stderr)
+if METADATA_COMMANDS.intersection(sys.argv):
+    setup()
+elif home is None:
+    print(why_not, file=sys.stderr)
     setup()
 else:
     extension, build_extension = cuda_extension(home)

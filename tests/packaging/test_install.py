@@ -15,7 +15,7 @@ from fastcnn._version import __version__
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def build_wheel(tmp_path: Path, **environ: str) -> subprocess.CompletedProcess:
+def run_setup(tmp_path: Path, *command: str, **environ: str) -> subprocess.CompletedProcess:
     source = tmp_path / "source"
     source.mkdir()
     for name in ("LICENSE", "MANIFEST.in", "README.md", "pyproject.toml", "setup.py"):
@@ -24,13 +24,17 @@ def build_wheel(tmp_path: Path, **environ: str) -> subprocess.CompletedProcess:
     for name in ("build_support", "csrc", "fastcnn"):
         shutil.copytree(ROOT / name, source / name, ignore=skip)
     return subprocess.run(
-        [sys.executable, "setup.py", "-q", "bdist_wheel", "-d", str(tmp_path / "dist")],
+        [sys.executable, "setup.py", "-q", *command],
         cwd=source,
         env={**os.environ, **environ},
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+def build_wheel(tmp_path: Path, **environ: str) -> subprocess.CompletedProcess:
+    return run_setup(tmp_path, "bdist_wheel", "-d", str(tmp_path / "dist"), **environ)
 
 
 def test_a_skipped_build_makes_a_pure_wheel_and_says_so_once(tmp_path):
@@ -50,6 +54,22 @@ def test_a_wrong_wish_stops_the_install(tmp_path):
     done = build_wheel(tmp_path, FASTCNN_BUILD_CUDA="maybe")
     assert done.returncode != 0
     assert "FASTCNN_BUILD_CUDA is 'maybe': expected 0" in done.stderr
+
+
+@pytest.mark.parametrize("command", [("egg_info",), ("dist_info",), ("sdist",)], ids=" ".join)
+def test_metadata_needs_no_torch_where_nvcc_is(tmp_path, command):
+    """pip asks for the build's requirements, torch among them, by running setup.py without them."""
+    (tmp_path / "without" / "torch").mkdir(parents=True)
+    (tmp_path / "without" / "torch" / "__init__.py").write_text("raise ImportError('torch is not there yet')")
+    (tmp_path / "cuda" / "bin").mkdir(parents=True)
+    (tmp_path / "cuda" / "bin" / "nvcc").touch()
+    environ = {"PYTHONPATH": str(tmp_path / "without"), "CUDA_HOME": str(tmp_path / "cuda")}
+    done = run_setup(tmp_path, *command, **environ)
+    assert done.returncode == 0, done.stderr
+    building = tmp_path / "building"
+    building.mkdir()
+    done = run_setup(building, "bdist_wheel", "-d", str(building / "dist"), **environ)
+    assert "torch is not there yet" in done.stderr
 
 
 @pytest.mark.parametrize(
