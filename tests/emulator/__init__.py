@@ -4,7 +4,7 @@
 `controls()` the module that sets the emulated device's seed and reads its counters.
 """
 
-from .build import EmulatorUnavailable, Variant, build, build_program, compiler
+from .library import EmulatorUnavailable, Variant, build, build_program, compiler
 from .loading import controls
 
 __all__ = ["EmulatorUnavailable", "Variant", "build", "build_program", "compiler", "controls"]

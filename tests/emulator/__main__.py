@@ -6,8 +6,8 @@ import argparse
 import os
 from pathlib import Path
 
-from .build import Variant, build, build_program
 from .conformance import prepare
+from .library import Variant, build, build_program
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import torch  # noqa: F401 - its libraries are what the operator library is linked against
 
-from .build import Variant, build, controls_path
+from .library import Variant, build, controls_path
 
 
 @functools.cache

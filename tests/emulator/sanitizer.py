@@ -10,7 +10,7 @@ from pathlib import Path
 
 from build_support.build_info import ROOT
 
-from .build import Variant, build
+from .library import Variant, build
 from .toolchain import EmulatorUnavailable, compiler
 
 

@@ -1,7 +1,7 @@
 """The emulator is evidence only as far as a GPU gives the same answers.
 
-`python -m tests.emulator --conformance` prepares the comparison where nvcc is; on the machine with the GPU its
-folder is found in build/conformance or through FASTCNN_CONFORMANCE.
+`python -m tests.emulator --conformance` prepares the comparison where nvcc is. The machine with the GPU
+looks for the folder in build/conformance, or where FASTCNN_CONFORMANCE says.
 """
 
 from __future__ import annotations
