@@ -26,11 +26,20 @@ __device__ inline Acc activate(Acc x, Activation activation) {
   return x;
 }
 
-// Bias and activation of output channel k. A null bias is no bias.
+// The bias of output channel k; a null bias is zero.
+template <class T>
+__device__ inline accumulator_t<T> load_bias(const T* bias, int k) {
+  return bias == nullptr ? accumulator_t<T>(0) : to_accumulator(load_global(bias + k));
+}
+
+template <class T>
+__device__ inline T epilogue(accumulator_t<T> sum, accumulator_t<T> bias, Activation activation) {
+  return from_accumulator<T>(activate(sum + bias, activation));
+}
+
 template <class T>
 __device__ inline T epilogue(accumulator_t<T> sum, const T* bias, int k, Activation activation) {
-  if (bias != nullptr) sum += to_accumulator(load_global(bias + k));
-  return from_accumulator<T>(activate(sum, activation));
+  return epilogue<T>(sum, load_bias(bias, k), activation);
 }
 
 }  // namespace fastcnn

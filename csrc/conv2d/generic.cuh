@@ -32,15 +32,6 @@ struct BlockPosition {
 template <class T>
 inline constexpr int kBlocksPerSm = sizeof(T) == 8 ? 1 : 2;
 
-template <class T, class OperandA>
-__device__ inline T finish(const GenericParams& params, accumulator_t<T> sum, int channel) {
-  if constexpr (OperandA::kEpilogue) {
-    return epilogue<T>(sum, static_cast<const T*>(params.bias), channel, params.activation);
-  } else {
-    return from_accumulator<T>(sum);
-  }
-}
-
 // fprop and dgrad: rows are pixels of `output`, columns its channels within the group.
 template <class T, class Tile, class OperandA, class OperandB>
 __global__ __launch_bounds__(Tile::kThreads, kBlocksPerSm<T>) void image_kernel(
@@ -56,32 +47,35 @@ __global__ __launch_bounds__(Tile::kThreads, kBlocksPerSm<T>) void image_kernel(
 
   const ThreadPosition<Tile> position(threadIdx.x);
   const PixelRange pixels(params, first_row);
-  const int first_channel = block.group * params.columns;
+  const T* bias = OperandA::kEpilogue ? static_cast<const T*>(params.bias) : nullptr;
+  const Activation activation = OperandA::kEpilogue ? params.activation : Activation::kNone;
+  // Runs of columns outside, rows inside: a column's bias is loaded once.
 #pragma unroll
-  for (int i = 0; i < Tile::kTM; ++i) {
-    const int row = position.row(i);
-    if (first_row + row >= params.rows) continue;
-    const Pixel pixel = pixels.at(row);
-    T* output = static_cast<T*>(params.output.data) + pixel.n * params.output.stride_n +
-                pixel.h * params.output.stride_h + pixel.w * params.output.stride_w;
+  for (int j = 0; j < Tile::kTN; j += Tile::kRun) {
+    const int column = first_column + position.column(j);
+    const int channel = block.group * params.columns + column;
+    Acc run_bias[Tile::kRun];
 #pragma unroll
-    for (int j = 0; j < Tile::kTN; j += Tile::kRun) {
-      const int column = first_column + position.column(j);
+    for (int u = 0; u < Tile::kRun; ++u) {
+      run_bias[u] = column + u < params.columns ? load_bias(bias, channel + u) : Acc(0);
+    }
+#pragma unroll
+    for (int i = 0; i < Tile::kTM; ++i) {
+      const int row = position.row(i);
+      if (first_row + row >= params.rows) continue;
+      const Pixel pixel = pixels.at(row);
+      T* output = static_cast<T*>(params.output.data) + pixel.n * params.output.stride_n +
+                  pixel.h * params.output.stride_h + pixel.w * params.output.stride_w +
+                  channel * params.output.stride_c;
+      Vector<T, Tile::kRun> values;
+#pragma unroll
+      for (int u = 0; u < Tile::kRun; ++u) values[u] = epilogue<T>(sums[i][j + u], run_bias[u], activation);
       if (params.vector_store) {
-        if (column >= params.columns) continue;
-        Vector<T, Tile::kRun> values;
-#pragma unroll
-        for (int u = 0; u < Tile::kRun; ++u) {
-          values[u] = finish<T, OperandA>(params, sums[i][j + u], first_channel + column + u);
-        }
-        store_global<Tile::kRun>(output + first_channel + column, values);
+        store_global_if<Tile::kRun>(column < params.columns, output, values);
       } else {
 #pragma unroll
         for (int u = 0; u < Tile::kRun; ++u) {
-          if (column + u >= params.columns) continue;
-          const int channel = first_channel + column + u;
-          store_global(output + channel * params.output.stride_c,
-                       finish<T, OperandA>(params, sums[i][j + u], channel));
+          if (column + u < params.columns) store_global(output + u * params.output.stride_c, values[u]);
         }
       }
     }
