@@ -10,7 +10,6 @@ import select
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from PIL import Image
@@ -23,7 +22,7 @@ from .conftest import command, draw, environment, run_fastcnn, run_process
 
 FAST = ("--image-size", "22", "--batch-size", "64", "--seed", "1")
 
-FOUR_EPOCHS = ("train", "digits", "--epochs", "4", "--steps-per-epoch", "40", *FAST, "--batch-size", "8")
+FOUR_EPOCHS = ("train", "digits", "--epochs", "4", "--steps-per-epoch", "100", *FAST, "--batch-size", "8")
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +174,6 @@ def interrupt(folder, number):
         text=True,
     )
     run_until(process, "epoch 1/4")
-    time.sleep(0.1)
     process.send_signal(number)
     _, errors = process.communicate(timeout=120)
     return process.returncode, errors
