@@ -59,7 +59,7 @@ def _machine_flags() -> list[str]:
 def compile_flags(variant: Variant) -> list[str]:
     """What every source is compiled with. The emulator's headers come before csrc."""
     optimisation = {
-        Variant.RELEASE: ["-O2", "-g1"],
+        Variant.RELEASE: ["-O3", "-g1"],
         Variant.ASAN: [
             "-O1",
             "-g1",
