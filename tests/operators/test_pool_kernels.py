@@ -126,6 +126,11 @@ def strided(tensor: torch.Tensor) -> torch.Tensor:
     return view.copy_(tensor)
 
 
+def some_channels(tensor: torch.Tensor) -> torch.Tensor:
+    """The same values as NHWC of one channel more, so that pixels do not start at whole vectors."""
+    return channels_last(F.pad(tensor, (0, 0, 0, 0, 0, 1)))[:, :-1]
+
+
 def transposed(tensor: torch.Tensor) -> torch.Tensor:
     """The same values in W C N H order."""
     return tensor.permute(3, 1, 0, 2).contiguous().permute(2, 1, 3, 0)
@@ -134,6 +139,7 @@ def transposed(tensor: torch.Tensor) -> torch.Tensor:
 LAYOUTS = {
     "nchw": torch.Tensor.contiguous,
     "nhwc": channels_last,
+    "some-channels": some_channels,
     "strided": strided,
     "transposed": transposed,
 }
