@@ -12,18 +12,8 @@ from torch import Tensor
 
 # (stride_h, stride_w, pad_top, pad_bottom, pad_left, pad_right, dilation_h, dilation_w, groups)
 ConvGeometry = tuple[int, int, int, int, int, int, int, int, int]
+# (kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, ceil_mode)
 MaxPoolGeometry = tuple[int, int, int, int, int, int, int, int, bool]
-MAX_POOL_NAMES = (
-    "kernel_h",
-    "kernel_w",
-    "stride_h",
-    "stride_w",
-    "pad_h",
-    "pad_w",
-    "dilation_h",
-    "dilation_w",
-    "ceil_mode",
-)
 # (kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, ceil_mode, count_include_pad, divisor_override)
 AvgPoolGeometry = tuple[int, int, int, int, int, int, bool, bool, int]
 

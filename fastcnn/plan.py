@@ -13,8 +13,11 @@ from fastcnn._arguments import kernel_pair, pair
 
 __all__ = ["Plan", "plan"]
 
-_CONV_OPS = ("conv2d_fprop", "conv2d_dgrad", "conv2d_wgrad")
-_POOL_OPS = ("max_pool2d", "max_pool2d_backward", "avg_pool2d", "avg_pool2d_backward")
+# Each operation, and the argument that gives its sizes beside the input.
+_WANTED = dict.fromkeys(("conv2d_fprop", "conv2d_dgrad", "conv2d_wgrad"), "weight")
+for _pool in ("max_pool2d", "avg_pool2d"):
+    _WANTED |= dict.fromkeys((_pool, f"{_pool}_backward"), "kernel_size")
+    _WANTED |= dict.fromkeys((f"adaptive_{_pool}", f"adaptive_{_pool}_backward"), "output_size")
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ def plan(
     weight: Sequence[int] | None = None,
     *,
     kernel_size: int | Sequence[int] | None = None,
+    output_size: int | Sequence[int] | None = None,
     stride: int | Sequence[int] | None = None,
     padding: int | Sequence[int] = 0,
     dilation: int | Sequence[int] = 1,
@@ -65,17 +69,18 @@ def plan(
     """Ask the planner which kernel it takes. No GPU is needed where `chip` names one.
 
     Args:
-        op: "conv2d_fprop", "conv2d_dgrad", "conv2d_wgrad", "max_pool2d", "max_pool2d_backward", "avg_pool2d"
-            or "avg_pool2d_backward".
+        op: "conv2d_fprop", "conv2d_dgrad" or "conv2d_wgrad"; "max_pool2d" or "avg_pool2d", each also with
+            "adaptive_" before it and "_backward" after it.
         input: the sizes ``(N, C, H, W)`` of the layer's input, for every `op`.
         weight: for convolutions, the sizes ``(K, C // groups, R, S)``.
         kernel_size: for pools, the window: an int or two.
+        output_size: for adaptive pools: an int or two.
         stride, padding, dilation: an int or two; `stride` None is 1 for convolutions, `kernel_size` for
             pools. `padding` may have four values for a convolution: top, bottom, left, right.
         groups, ceil_mode: as in the layer.
         dtype: of all tensors.
         channels_last: whether the tensors are NHWC.
-        chip: for instance "sm_80" or "sm_90"; the default is the current GPU.
+        chip: for instance "H100" or "sm_80"; the default is the current GPU.
 
     Returns:
         A `Plan`; print it.
@@ -84,22 +89,27 @@ def plan(
         ValueError: an unknown `op`, or sizes that do not belong to it.
         RuntimeError: a problem that the operator itself refuses, or a chip the planner does not know.
     """
-    if op in _CONV_OPS:
-        problem = _conv_problem(op, input, weight, kernel_size, stride, padding, dilation, groups)
-    elif op in _POOL_OPS:
-        problem = _pool_problem(op, input, weight, kernel_size, stride, padding, dilation, ceil_mode)
-    else:
-        raise ValueError(f"plan(): op must be one of {', '.join(_CONV_OPS + _POOL_OPS)}, but is {op!r}")
+    given = {"weight": weight, "kernel_size": kernel_size, "output_size": output_size}
+    wanted = _WANTED.get(op)
+    if wanted is None:
+        raise ValueError(f"plan(): op must be one of {', '.join(_WANTED)}, but is {op!r}")
+    for name, value in given.items():
+        if (value is not None) != (name == wanted):
+            raise ValueError(f"plan(): {op} takes {wanted}, and nothing else of {', '.join(given)}")
     if dtype not in _checks.DTYPES:
         raise ValueError(f"plan(): dtype must be float32, float16, bfloat16 or float64, but is {dtype}")
+    if wanted == "weight":
+        problem = _conv_problem(op, input, weight, stride, padding, dilation, groups)
+    elif wanted == "kernel_size":
+        problem = _pool_problem(op, input, kernel_size, stride, padding, dilation, ceil_mode)
+    else:
+        problem = _adaptive_problem(op, input, output_size)
     if _library.build_info() is None:
-        why = _library.load_error or "it was not built"
-        return Plan(op, "aten", f"fastcnn's compiled library is not loaded ({why})")
+        return Plan(op, "aten", f"no compiled library is loaded: {_library.load_error}")
+    name = op.removeprefix("adaptive_")
+    dtype_name = str(dtype).removeprefix("torch.")
     return Plan(
-        op=op,
-        **json.loads(
-            torch.ops.fastcnn.plan(op, problem, str(dtype).removeprefix("torch."), bool(channels_last), chip)
-        ),
+        op, **json.loads(torch.ops.fastcnn.plan(name, problem, dtype_name, bool(channels_last), chip))
     )
 
 
@@ -109,34 +119,40 @@ def _sizes(name: str, sizes: Sequence[int] | None, meaning: str) -> tuple[int, i
     return tuple(int(size) for size in sizes)
 
 
-def _conv_problem(op, input, weight, kernel_size, stride, padding, dilation, groups):
-    if kernel_size is not None:
-        raise ValueError(f"plan(): {op} takes its kernel size from weight; leave kernel_size out")
-    n, c, h, w = _sizes("input", input, "(N, C, H, W)")
-    k, channels, r, s = _sizes("weight", weight, "(K, C // groups, R, S)")
-    stride_h, stride_w = pair(op, "stride", 1 if stride is None else stride)
-    dilation_h, dilation_w = pair(op, "dilation", dilation)
+# The numbers of a problem are in the order in which csrc/bindings/plan.cpp reads them.
+
+
+def _conv_problem(op, input, weight, stride, padding, dilation, groups) -> list[int]:
+    input = _sizes("input", input, "(N, C, H, W)")
+    weight = _sizes("weight", weight, "(K, C // groups, R, S)")
+    strides = pair(op, "stride", 1 if stride is None else stride)
+    dilations = pair(op, "dilation", dilation)
     if isinstance(padding, (tuple, list)) and len(padding) == 4:
         top, bottom, left, right = (int(side) for side in padding)
     else:
         top, left = pair(op, "padding", padding)
         bottom, right = top, left
-    conv = (stride_h, stride_w, top, bottom, left, right, dilation_h, dilation_w, groups)
-    _checks.conv_problem(op, (n, c, h, w), (k, channels, r, s), conv)
-    _, _, p, q = _shapes.conv_output_shape((n, c, h, w), (k, channels, r, s), conv)
-    # In the order that csrc/bindings/plan.cpp reads.
-    return [n, c, h, w, k, r, s, p, q, stride_h, stride_w, top, left, dilation_h, dilation_w, groups]
+    conv = (*strides, top, bottom, left, right, *dilations, groups)
+    _checks.conv_problem(op, input, weight, conv)
+    k, _, r, s = weight
+    _, _, p, q = _shapes.conv_output_shape(input, weight, conv)
+    return [*input, k, r, s, p, q, *strides, top, left, *dilations, groups]
 
 
-def _pool_problem(op, input, weight, kernel_size, stride, padding, dilation, ceil_mode):
-    if weight is not None or kernel_size is None:
-        raise ValueError(f"plan(): {op} takes a kernel_size and no weight")
-    n, c, h, w = _sizes("input", input, "(N, C, H, W)")
-    (kernel_h, kernel_w), (stride_h, stride_w) = kernel_pair(op, kernel_size, stride)
-    pad_h, pad_w = pair(op, "padding", padding)
-    dilation_h, dilation_w = pair(op, "dilation", dilation)
-    pool = (kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, bool(ceil_mode))
-    _checks.pool_problem(op, (n, c, h, w), pool)
-    _, _, p, q = _shapes.max_pool_output_shape((n, c, h, w), pool)
-    # In the order that csrc/bindings/plan.cpp reads; the 0 says not adaptive.
-    return [n, c, h, w, p, q, 0, *pool[:-1]]
+def _pool_problem(op, input, kernel_size, stride, padding, dilation, ceil_mode) -> list[int]:
+    input = _sizes("input", input, "(N, C, H, W)")
+    kernel, strides = kernel_pair(op, kernel_size, stride)
+    windows = (*kernel, *strides, *pair(op, "padding", padding), *pair(op, "dilation", dilation))
+    pool = (*windows, bool(ceil_mode))
+    _checks.pool_problem(op, input, pool)
+    _, _, p, q = _shapes.max_pool_output_shape(input, pool)
+    return [*input, p, q, False, *windows]
+
+
+def _adaptive_problem(op, input, output_size) -> list[int]:
+    input = _sizes("input", input, "(N, C, H, W)")
+    output = pair(op, "output_size", output_size)
+    if min(*input, *output) < 1:
+        raise ValueError(f"plan(): sizes must be positive, but input is {input} and output_size {output}")
+    # The window, its stride, padding and dilation follow from the sizes and are not looked at.
+    return [*input, *output, True, 1, 1, 1, 1, 0, 0, 1, 1]
