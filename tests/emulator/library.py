@@ -1,5 +1,5 @@
-"""Builds the emulated operator library, its control module and trial programs, each once per state of the
-sources, under build/emulator/<variant>/."""
+"""Builds the emulated operator library, its module of controls and trial programs under
+build/emulator/<variant>/, each once per state of the sources."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .toolchain import (
 
 CONTROLS = EMULATOR / "controls" / "controls.cpp"
 INTERFACE = EMULATOR / "instructions" / "interface.cpp"  # of the GPU's library of instructions
-HEADER_FOLDERS = (ROOT / "csrc", EMULATOR)
+SOURCE_FOLDERS = (ROOT / "csrc", EMULATOR)
 KEPT_BUILDS = 4
 
 
@@ -56,19 +56,22 @@ _built: dict[Variant, Path] = {}
 
 def _build(variant: Variant, rebuild: bool) -> Path:
     compiler()
-    folder = ROOT / "build" / "emulator" / variant.value
+    folder = _folder(variant)
     with _locked(folder):
-        target = folder / _key(variant)
-        library = target / f"libfastcnn_emulated_{target.name}.so"
         if rebuild:
             shutil.rmtree(folder / "objects", ignore_errors=True)
-            shutil.rmtree(target, ignore_errors=True)
-        if not (target / "complete").exists():
-            products = [_library(variant, folder, library), _controls(variant, folder, library)]
-            make(products, folder, source_hash(*HEADER_FOLDERS))
-            (target / "complete").touch()
-            _prune(folder, target)
-        return library
+            shutil.rmtree(folder / _key(variant), ignore_errors=True)
+        while not (folder / (key := _key(variant)) / "complete").exists():
+            library = folder / key / f"libfastcnn_emulated_{key}.so"
+            make([_library(variant, folder, library)])
+            if key == _key(variant):  # else a source was edited meanwhile
+                (folder / key / "complete").touch()
+                _prune(folder, folder / key)
+        return folder / key / f"libfastcnn_emulated_{key}.so"
+
+
+def _folder(variant: Variant) -> Path:
+    return ROOT / "build" / "emulator" / variant.value
 
 
 def build_program(sources: list[Path], variant: Variant | str = Variant.RELEASE) -> Path:
@@ -77,18 +80,14 @@ def build_program(sources: list[Path], variant: Variant | str = Variant.RELEASE)
     For trying a kernel before it has an operator: `sources` are a trial file and the .cu files under trial.
     """
     variant = Variant(variant)
-    folder = ROOT / "build" / "emulator" / variant.value
+    folder = _folder(variant)
     flags = compile_flags(variant)
     engine = [path for path in source_files(EMULATOR / "src") if path.suffix == ".cpp"]
     units = tuple(_source(path.resolve(), folder, flags) for path in [*sources, *engine])
     name = hashlib.sha256(str(sources[0].resolve()).encode()).hexdigest()[:8]
     program = folder / "programs" / f"{sources[0].stem}-{name}"
     with _locked(folder):
-        make(
-            [Product(program, units, tuple(link_flags(variant)))],
-            folder / "programs",
-            source_hash(*HEADER_FOLDERS),
-        )
+        make([Product(program, units, tuple(link_flags(variant)))])
     return program
 
 
@@ -96,7 +95,7 @@ def _key(variant: Variant) -> str:
     import torch
 
     parts = [
-        source_hash(*HEADER_FOLDERS),
+        source_hash(*SOURCE_FOLDERS),
         *compile_flags(variant),
         compiler_version(),
         torch.__version__,
@@ -116,29 +115,40 @@ def _library(variant: Variant, folder: Path, library: Path) -> Product:
     generated = folder / "generated"
     write_header(generated, "emulated", torch_built=torch.__version__)
     include, link = torch_flags()
-    flags = [*compile_flags(variant), "-I", str(generated), *include]
+    version = f'-DFASTCNN_TORCH_VERSION="{torch.__version__}"'  # its headers are not looked at for changes
+    flags = [*compile_flags(variant), version, "-I", str(generated), *include]
     sources = tuple(_source(path, folder, flags) for path in library_sources())
     return Product(library, sources, ("-shared", f"-Wl,-soname,{library.name}", *link_flags(variant), *link))
 
 
-def controls_path(library: Path) -> Path:
-    """Where the module of controls of this library lies."""
-    return library.parent / f"fastcnn_emulator_controls{sysconfig.get_config_var('EXT_SUFFIX')}"
+def build_controls(variant: Variant | str = Variant.RELEASE) -> Path:
+    """The path of the Python module that controls the emulated device of build(variant).
+
+    Raises EmulatorUnavailable without pybind11 or Python's headers.
+    """
+    variant = Variant(variant)
+    library = build(variant)
+    module = library.parent / f"fastcnn_emulator_controls{sysconfig.get_config_var('EXT_SUFFIX')}"
+    with _locked(_folder(variant)):
+        if not module.exists():
+            flags = [*compile_flags(variant), *_python_flags()]
+            link = (f"-L{library.parent}", f"-l:{library.name}", "-Wl,-rpath,$ORIGIN")
+            source = _source(CONTROLS, _folder(variant), flags)
+            make([Product(module, (source,), ("-shared", *link_flags(variant), *link))])
+    return module
 
 
-def _controls(variant: Variant, folder: Path, library: Path) -> Product:
-    import pybind11
-
-    include = ["-isystem", sysconfig.get_path("include"), "-isystem", pybind11.get_include()]
-    source = _source(CONTROLS, folder, [*compile_flags(variant), *include])
-    link = (
-        "-shared",
-        *link_flags(variant),
-        f"-L{library.parent}",
-        f"-l:{library.name}",
-        "-Wl,-rpath,$ORIGIN",
-    )
-    return Product(controls_path(library), (source,), link, after=(library,))
+def _python_flags() -> list[str]:
+    try:
+        import pybind11
+    except ImportError as error:
+        raise EmulatorUnavailable("the emulator's controls need pybind11: pip install '.[test]'") from error
+    headers = sysconfig.get_path("include")
+    if not (Path(headers) / "Python.h").exists():
+        raise EmulatorUnavailable(
+            f"the emulator's controls need Python.h, which {headers} lacks: install python3-dev"
+        )
+    return ["-isystem", headers, "-isystem", pybind11.get_include()]
 
 
 def _prune(folder: Path, current: Path) -> None:
