@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <cstdint>
+#include <initializer_list>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -44,6 +45,13 @@ int checked_size(int64_t value) {
   return checked_int(value, "plan()", "a size");
 }
 
+void check_positive(std::initializer_list<int> values) {
+  for (const int value : values) {
+    if (value < 1)
+      fail("plan(): kernel_size, stride, dilation and groups must be positive, but one is ", value);
+  }
+}
+
 // problem: n c h w, k r s, p q, stride_h stride_w, pad_top pad_left, dilation_h dilation_w, groups
 PlanText plan_conv(Conv2dPass pass, const std::vector<int64_t>& sizes, DType dtype, bool channels_last,
                    const Chip& chip) {
@@ -58,7 +66,8 @@ PlanText plan_conv(Conv2dPass pass, const std::vector<int64_t>& sizes, DType dty
                      &problem.pad_left, &problem.dilation_h, &problem.dilation_w, &problem.groups}) {
     *field = next();
   }
-  if (problem.groups < 1) fail("plan(): groups must be positive, but is ", problem.groups);
+  check_positive(
+      {problem.stride_h, problem.stride_w, problem.dilation_h, problem.dilation_w, problem.groups});
   params.dtype = dtype;
   const TensorView input = dense_view(problem.c, problem.h, problem.w, channels_last);
   const TensorView weight = dense_view(problem.channels_per_group(), problem.r, problem.s, channels_last);
@@ -82,6 +91,8 @@ PlanText plan_pool(Pool2dOp op, const std::vector<int64_t>& sizes, DType dtype, 
     *field = checked_size(sizes[at++]);
   }
   problem.adaptive = adaptive != 0;
+  check_positive({problem.kernel_h, problem.kernel_w, problem.stride_h, problem.stride_w, problem.dilation_h,
+                  problem.dilation_w});
   Pool2dCall call;
   call.problem = problem;
   call.op = op;
@@ -104,6 +115,7 @@ PlanText plan_pool(Pool2dOp op, const std::vector<int64_t>& sizes, DType dtype, 
   text.grid = plan.grid;
   text.threads = plan.threads;
   text.shared_bytes = plan.shared_bytes;
+  text.splits = plan.splits;
   return text;
 }
 

@@ -80,11 +80,9 @@ void check_sliding(const char* op, const Sliding& pool) {
   }
   check_indexable(op, h);
   check_indexable(op, w);
-  const auto half = [](const SlidingAxis& axis) { return (axis.dilation * (axis.kernel - 1) + 1) / 2; };
-  if (h.pad > half(h) || w.pad > half(w)) {
-    fail(title(op), ": padding (pad) should be at most half of effective kernel size, but padding is ",
-         pair_text(h.pad, w.pad), ", kernel_size ", pair_text(h.kernel, w.kernel), " and dilation ",
-         pair_text(h.dilation, w.dilation));
+  if (h.pad > h.kernel / 2 || w.pad > w.kernel / 2) {
+    fail(title(op), ": padding (pad) should be at most half of the kernel size, but padding is ",
+         pair_text(h.pad, w.pad), " and kernel_size ", pair_text(h.kernel, w.kernel));
   }
 }
 

@@ -148,13 +148,11 @@ inline Tensor empty_strided(const Tensor& like, ScalarType dtype, const int64_t*
 // A dense N C H W tensor, stored as N H W C if channels_last.
 inline Tensor empty_image(const Tensor& like, ScalarType dtype, int64_t n, int64_t c, int64_t h, int64_t w,
                           bool channels_last) {
-  const auto at_least_one = [](int64_t x) { return x > 1 ? x : 1; };
   const std::array<int64_t, 4> sizes{n, c, h, w};
-  std::array<int64_t, 4> strides{};
-  if (channels_last) {
-    const int64_t row = at_least_one(c) * at_least_one(w);
-    strides = {row * at_least_one(h), 1, row, at_least_one(c)};
-  } else {
+  std::array<int64_t, 4> strides{h * w * c, 1, w * c, c};
+  if (!channels_last) {
+    // torch counts an empty dimension as one here, and as none in N H W C.
+    const auto at_least_one = [](int64_t x) { return x > 1 ? x : 1; };
     const int64_t plane = at_least_one(h) * at_least_one(w);
     strides = {plane * at_least_one(c), plane, at_least_one(w), 1};
   }
