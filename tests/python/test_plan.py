@@ -1,0 +1,89 @@
+"""fastcnn.plan: what the planner says, and what the caller did wrong."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import fastcnn
+from fastcnn import _library
+
+CONV = {"input": (32, 64, 56, 56), "weight": (128, 64, 3, 3), "padding": 1}
+CALLS = {
+    "conv2d_fprop": CONV,
+    "conv2d_dgrad": {**CONV, "stride": 2, "channels_last": True},
+    "conv2d_wgrad": {**CONV, "padding": (0, 1, 1, 0), "dtype": torch.bfloat16},
+    "max_pool2d": {"input": (8, 64, 56, 56), "kernel_size": 3, "stride": 2, "padding": 1},
+    "max_pool2d_backward": {
+        "input": (8, 64, 56, 56),
+        "kernel_size": (2, 3),
+        "dilation": 2,
+        "ceil_mode": True,
+    },
+    "avg_pool2d": {"input": (8, 64, 56, 56), "kernel_size": 2},
+    "avg_pool2d_backward": {"input": (8, 64, 56, 56), "kernel_size": 2, "dtype": torch.float64},
+    "adaptive_avg_pool2d": {"input": (8, 64, 7, 7), "output_size": 1},
+    "adaptive_avg_pool2d_backward": {"input": (8, 64, 7, 7), "output_size": (3, 2)},
+    "adaptive_max_pool2d": {"input": (8, 64, 7, 7), "output_size": 4},
+    "adaptive_max_pool2d_backward": {"input": (8, 64, 7, 7), "output_size": 1, "channels_last": True},
+}
+
+
+@pytest.mark.emulated
+@pytest.mark.parametrize("chip", ["sm_80", "H100"])
+@pytest.mark.parametrize("op", list(CALLS))
+def test_every_operation_has_a_plan(emulated_library, op, chip):
+    plan = fastcnn.plan(op, chip=chip, **CALLS[op])
+    assert plan.op == op
+    assert plan.kernel not in ("", "aten")
+    assert plan.reason
+    assert plan.grid >= 1
+    assert 32 <= plan.threads <= 1024
+    assert 0 <= plan.shared_bytes <= 227 * 1024
+    assert plan.splits >= 1
+    assert plan == fastcnn.plan(op, chip=chip, **CALLS[op])
+    assert plan.kernel in str(plan)
+    assert plan.reason in str(plan)
+
+
+@pytest.mark.emulated
+def test_depthwise_and_a_long_reduction_are_seen(emulated_library):
+    depthwise = fastcnn.plan("conv2d_fprop", (8, 64, 28, 28), (64, 1, 3, 3), groups=64, chip="sm_80")
+    assert "depthwise" in depthwise.kernel
+    split = fastcnn.plan("conv2d_wgrad", (64, 16, 56, 56), (16, 16, 3, 3), padding=1, chip="sm_80")
+    assert split.splits > 1
+    assert split.workspace_bytes > 0
+
+
+@pytest.mark.emulated
+def test_unknown_chip(emulated_library):
+    with pytest.raises(RuntimeError, match=r"chip.*'sm_20'"):
+        fastcnn.plan("avg_pool2d", (1, 1, 4, 4), kernel_size=2, chip="sm_20")
+
+
+def test_without_a_library_it_says_so(monkeypatch):
+    monkeypatch.setattr(_library, "build_info", lambda: None)
+    monkeypatch.setattr(_library, "load_error", "there was no nvcc")
+    plan = fastcnn.plan("conv2d_fprop", **CONV)
+    assert plan.kernel == "aten"
+    assert "there was no nvcc" in str(plan)
+
+
+@pytest.mark.parametrize(
+    ("exception", "says", "op", "arguments"),
+    [
+        (ValueError, "op must be one of conv2d_fprop.*'conv'", "conv", CONV),
+        (ValueError, "takes weight", "conv2d_fprop", {"input": (1, 1, 4, 4), "kernel_size": 3}),
+        (ValueError, "takes kernel_size", "max_pool2d", {"input": (1, 1, 4, 4)}),
+        (ValueError, "takes kernel_size", "max_pool2d", {**CONV, "kernel_size": 3}),
+        (ValueError, "takes output_size", "adaptive_max_pool2d", {"input": (1, 1, 4, 4), "kernel_size": 2}),
+        (ValueError, "four sizes", "max_pool2d", {"input": (4, 4), "kernel_size": 2}),
+        (ValueError, "torch.int8", "conv2d_fprop", {**CONV, "dtype": torch.int8}),
+        (ValueError, "positive", "adaptive_avg_pool2d", {"input": (1, 1, 4, 4), "output_size": 0}),
+        (RuntimeError, "32 channels", "conv2d_fprop", {**CONV, "weight": (8, 32, 3, 3)}),
+        (RuntimeError, "too small", "avg_pool2d", {"input": (1, 1, 4, 4), "kernel_size": 5}),
+    ],
+)
+def test_wrong_problems(exception, says, op, arguments):
+    with pytest.raises(exception, match=says):
+        fastcnn.plan(op, **arguments)
