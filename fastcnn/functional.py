@@ -29,7 +29,10 @@ _ACTIVATE = {"relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh}
 
 
 def _served(input: Tensor) -> bool:
-    """Whether our kernels take this input; otherwise the call is torch's."""
+    """Whether our kernels take this input; otherwise the call is torch's.
+
+    Callers look first at whether there are kernels for any device: where there are none, calls stay cheap.
+    """
     return (
         isinstance(input, Tensor)
         and input.device.type in KERNEL_DEVICES
@@ -106,7 +109,11 @@ def conv2d(
         raise ValueError(
             f"conv2d(): activation must be one of {', '.join(ACTIVATIONS)}, but is {activation!r}"
         )
-    if not _served(input) or not isinstance(weight, Tensor) or not (bias is None or isinstance(bias, Tensor)):
+    if (
+        not (KERNEL_DEVICES and _served(input))
+        or not isinstance(weight, Tensor)
+        or not (bias is None or isinstance(bias, Tensor))
+    ):
         output = F.conv2d(input, weight, bias, stride, padding, dilation, groups)
         return output if activation == "none" else _ACTIVATE[activation](output)
     if forward_ad._current_level >= 0:
@@ -175,7 +182,7 @@ def max_pool2d(
         return handle_torch_function(
             max_pool2d, (input,), input, kernel_size, stride, padding, dilation, ceil_mode, return_indices
         )
-    if not _served(input):
+    if not (KERNEL_DEVICES and _served(input)):
         return F.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
     if forward_ad._current_level >= 0:
         _autograd.refuse_duals("max_pool2d", input)
@@ -255,7 +262,7 @@ def avg_pool2d(
             count_include_pad,
             divisor_override,
         )
-    if not _served(input):
+    if not (KERNEL_DEVICES and _served(input)):
         return F.avg_pool2d(
             input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
         )
@@ -302,7 +309,7 @@ def adaptive_avg_pool2d(input: Tensor, output_size: int | Sequence[int | None] |
     """
     if has_torch_function_unary(input):
         return handle_torch_function(adaptive_avg_pool2d, (input,), input, output_size)
-    if not _served(input):
+    if not (KERNEL_DEVICES and _served(input)):
         return F.adaptive_avg_pool2d(input, output_size)
     if forward_ad._current_level >= 0:
         _autograd.refuse_duals("adaptive_avg_pool2d", input)
@@ -339,7 +346,7 @@ def adaptive_max_pool2d(
     """
     if has_torch_function_unary(input):
         return handle_torch_function(adaptive_max_pool2d, (input,), input, output_size, return_indices)
-    if not _served(input):
+    if not (KERNEL_DEVICES and _served(input)):
         return F.adaptive_max_pool2d(input, output_size, return_indices)
     if forward_ad._current_level >= 0:
         _autograd.refuse_duals("adaptive_max_pool2d", input)
