@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from build_support.build_info import ROOT
+
 OK, FAILED, LATE, SKIPPED = "ok", "failed", "late", "skipped"
 LEAST_SECONDS = 5.0  # with less than this left, a step is not begun
 
@@ -72,6 +74,7 @@ def run(step: Step, budget: Budget, folder: Path) -> Outcome:
         # A session of its own, so that the processes it starts end with it.
         process = subprocess.Popen(
             [str(part) for part in step.command],
+            cwd=ROOT,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
