@@ -58,7 +58,7 @@ def _add_train(commands) -> None:
         help="decode at once and keep sets of at most N MiB, larger ones batch by batch; default 2048",
     )
     group = parser.add_argument_group("training")
-    group.add_argument("--epochs", type=positive_int, metavar="N", help="default 30")
+    group.add_argument("--epochs", type=positive_int, metavar="N", help="default 50")
     group.add_argument(
         "--steps-per-epoch", type=positive_int, metavar="N", help="default: one pass over the images"
     )
@@ -72,6 +72,11 @@ def _add_train(commands) -> None:
     group.add_argument("--label-smoothing", type=fraction, metavar="X", help="default 0.1")
     group.add_argument(
         "--clip-norm", type=positive_float, metavar="X", help="largest gradient norm; default: none"
+    )
+    group.add_argument(
+        "--augment",
+        choices=("mild", "none"),
+        help="mild (the default) turns, shifts and zooms a little",
     )
     group.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="default fp32")
     group.add_argument("--seed", type=seed, metavar="N", help="of splits, weights and shuffling; default 0")

@@ -14,7 +14,7 @@ import torch
 from .. import data
 from .._extras import check_installed
 from .._version import __version__
-from ..data import Batches, Splits
+from ..data import Augment, Batches, Splits
 from ..data.folder import MEMORY_LIMIT
 from ..training import Callback, Checkpoints, DataConfig, Run, RunConfig, Trainer, TrainingConfig
 from .common import build_model, count, evaluation_batches, find_device, report_skipped
@@ -33,6 +33,7 @@ TRAINING_FLAGS = {
     "label_smoothing": "label_smoothing",
     "clip_norm": "clip_norm",
     "precision": "precision",
+    "augment": "augment",
     "seed": "seed",
 }
 FIXED_BY_RUN = (*TRAINING_FLAGS, "model", "image_size", "channels", "memory_mb")
@@ -192,6 +193,7 @@ def _train(
         seed=training.seed,
         mean=config.data.mean,
         std=config.data.std,
+        augment=Augment() if training.augment == "mild" else None,
         device=trainer.device,
     )
     began = time.monotonic()

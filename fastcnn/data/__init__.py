@@ -2,6 +2,7 @@
 
 import os
 
+from .augment import Augment
 from .batches import Batches
 from .digits import digits
 from .errors import DataError, UnreadableImage
@@ -10,6 +11,7 @@ from .images import find_readable_paths, read_image
 from .sets import ImageSet, LazyImages, Skipped, Splits
 
 __all__ = [
+    "Augment",
     "Batches",
     "DataError",
     "ImageSet",

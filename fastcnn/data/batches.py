@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .augment import Augment
 from .sets import LazyImages, Skipped
 
 _PREFETCH = 3
@@ -21,11 +22,13 @@ class Batches:
     in memory lies on `device` as it is (uint8 stays uint8) and a batch is picked there by index; a lazy one
     is decoded by `threads` threads, a few batches ahead. `x` is floating point: with `mean` and `std` (one
     per channel, in the units of `images`) it is (x - mean) / std, without them uint8 is divided by 255 and
-    anything else is left as it is. `y` is int64. The last batch of an epoch may be smaller.
+    anything else is left as it is. `augment` changes x, of shape (N, C, H, W), at random. `y` is int64. The
+    last batch of an epoch may be smaller.
 
     Iterating gives the batches that are left of the current epoch and moves on to the next. With `shuffle`,
-    the order of epoch e depends on (`seed`, e) alone, so `state_dict()`, which is where the loader stands, is
-    enough to go on with exactly the batches that would have come.
+    the order of epoch e depends on (`seed`, e) alone, and so does what `augment` draws for its batch b on
+    (`seed`, e, b): `state_dict()`, which is where the loader stands, is enough to go on with exactly the
+    batches that would have come.
 
     Raises ValueError for an empty set, unequal lengths or a batch size below 1.
     """
@@ -40,6 +43,7 @@ class Batches:
         seed: int = 0,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        augment: Augment | None = None,
         device: str | torch.device = "cpu",
         threads: int | None = None,
     ) -> None:
@@ -63,6 +67,7 @@ class Batches:
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.seed = seed
+        self.augment = augment
         self.threads = threads or min(8, os.cpu_count() or 1)
         self.epoch = 0
         self.position = 0
@@ -105,21 +110,22 @@ class Batches:
         """The order of the images in `epoch`, int64 (N,) on the CPU."""
         if not self.shuffle:
             return torch.arange(len(self.labels))
-        # One 64-bit seed from the pair; neighbouring pairs give unrelated streams.
-        mixed = np.random.SeedSequence([self.seed, epoch]).generate_state(1, np.uint64)[0]
-        generator = torch.Generator().manual_seed(int(mixed) & (2**63 - 1))
-        return torch.randperm(len(self.labels), generator=generator)
+        return torch.randperm(len(self.labels), generator=_generator(self.seed, epoch))
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         order = self.order(self.epoch)
         source = self._lazy_batches(order) if isinstance(self.images, LazyImages) else self._batches(order)
         for x, y in source:
+            epoch, position = self.epoch, self.position
             # Counted before the batch is given out: whoever has it has used it up.
             self.position += 1
             if self.position == len(self):
                 self.epoch, self.position = self.epoch + 1, 0
             if len(y):
-                yield self._normalise(x), y
+                x = self._normalise(x)
+                if self.augment is not None:
+                    x = self.augment(x, _generator(self.seed, epoch, position))
+                yield x, y
 
     def _normalise(self, x: Tensor) -> Tensor:
         if self._scale is None:
@@ -173,3 +179,9 @@ class Batches:
             x = x.pin_memory()
         index = index[kept].to(self.device)
         return x.to(self.device, non_blocking=True), self.labels.index_select(0, index)
+
+
+def _generator(*numbers: int) -> torch.Generator:
+    """A generator of its own for these numbers; neighbouring ones give unrelated streams."""
+    seed = np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(seed) & (2**63 - 1))

@@ -26,8 +26,8 @@ def split_off(
     for name, count in zip(classes, counts, strict=True):
         if count < parts:
             raise DataError(
-                f"class {name!r} has {count} usable {'image' if count == 1 else 'images'}; at least {parts} are "
-                f"needed to split it: add images, or give train/, val/ and test/ folders"
+                f"class {name!r} has {count} usable {'image' if count == 1 else 'images'}; at least {parts} "
+                f"are needed to split it: add images, or give train/, val/ and test/ folders"
             )
     wanted = min(max(math.ceil(fraction * len(labels)), len(classes)), len(labels) - len(classes))
     rest, part = model_selection.train_test_split(

@@ -42,7 +42,7 @@ class DataConfig:
 class TrainingConfig:
     """How it was trained."""
 
-    epochs: int = 30
+    epochs: int = 50
     steps_per_epoch: int | None = None
     batch_size: int = 64
     optimizer: str = "adamw"
@@ -52,6 +52,7 @@ class TrainingConfig:
     label_smoothing: float = 0.1
     precision: str = "fp32"
     clip_norm: float | None = None
+    augment: str = "mild"
     seed: int = 0
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastcnn.data import Batches, image_folder
+from fastcnn.data import Augment, Batches, image_folder
 
 
 def numbered(count=10, batch_size=4, **settings):
@@ -41,6 +41,32 @@ def test_the_order_depends_on_seed_and_epoch_alone():
 def test_without_shuffling_the_order_is_the_sets():
     batches = numbered(shuffle=False)
     assert labels(batches) == labels(batches) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+
+
+def pictures(batches):
+    return [x for x, _ in batches]
+
+
+def test_augmentation_depends_on_seed_and_place_alone():
+    images = torch.rand(10, 1, 12, 12)
+
+    def augmented(seed):
+        return Batches(images, torch.arange(10), 4, seed=seed, shuffle=False, augment=Augment())
+
+    batches = augmented(3)
+    first, second = pictures(batches), pictures(batches)
+    for changed, again, other, plain in zip(
+        first, second, pictures(augmented(4)), pictures(numbered(shuffle=False)), strict=True
+    ):
+        assert changed.shape[:2] == plain.shape[:2]
+        assert not torch.equal(changed, again)
+        assert not torch.equal(changed, other)
+    assert all(map(torch.equal, pictures(augmented(3)), first))
+    broken = augmented(3)
+    next(iter(broken))
+    restored = augmented(0)
+    restored.load_state_dict(broken.state_dict())
+    assert all(map(torch.equal, pictures(restored), first[1:]))
 
 
 @pytest.mark.parametrize("taken", range(8))
