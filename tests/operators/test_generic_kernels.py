@@ -159,3 +159,32 @@ def test_operands_are_read_once_per_tile(chip):
     launch = check((1, 16, 8, 16), (128, 16, 1, 1), torch.float32, "nhwc")[0]
     assert launch["global_bytes_read"] == 4 * (16 * 128 + 16 * 128)
     assert launch["global_bytes_written"] == 4 * 128 * 128
+
+
+def first_channels(tensor: torch.Tensor) -> torch.Tensor:
+    """The same values as the first of 8 NHWC channels: every pixel on a 16-byte boundary."""
+    n, c, h, w = tensor.shape
+    larger = torch.full((n, 8, h, w), 99.0, dtype=tensor.dtype).contiguous(memory_format=torch.channels_last)
+    larger[:, :c] = tensor
+    return larger[:, :c]
+
+
+@pytest.mark.parametrize(("channels", "filters"), [(6, 8), (8, 6)])
+def test_aligned_pixels_with_a_broken_last_vector(chip, channels, filters):
+    """Channels past the last are other channels of the memory, not zeros."""
+    chip(132)
+    x = integers(2, channels, 5, 4, dtype=torch.float32, seed=1)
+    w = integers(filters, channels, 3, 3, dtype=torch.float32, seed=2)
+    dy = integers(2, filters, 5, 4, dtype=torch.float32, seed=3)
+    geometry = (1, 1, 1, 1, 1, 1, 1, 1, 1)
+
+    def results(x, w, dy):
+        return (
+            OPS.conv2d(x, w, None, *geometry, "none", False),
+            OPS.conv2d_dgrad(dy, w, 5, 4, *geometry, False, False),
+            OPS.conv2d_wgrad(dy, x, 3, 3, *geometry, False, False),
+        )
+
+    plain = results(x, w, dy)
+    sliced = results(first_channels(x), first_channels(w), first_channels(dy))
+    assert all(torch.equal(a, b) for a, b in zip(plain, sliced, strict=True))
