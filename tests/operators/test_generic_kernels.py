@@ -188,3 +188,36 @@ def test_aligned_pixels_with_a_broken_last_vector(chip, channels, filters):
     plain = results(x, w, dy)
     sliced = results(first_channels(x), first_channels(w), first_channels(dy))
     assert all(torch.equal(a, b) for a, b in zip(plain, sliced, strict=True))
+
+
+def far_images(tensor: torch.Tensor) -> torch.Tensor:
+    """The same values, more than 2^31 elements from image to image; untouched pages cost nothing."""
+    n, c, h, w = tensor.shape
+    stride = 2**31 + 64
+    memory = torch.empty((n - 1) * stride + c * h * w, dtype=tensor.dtype)
+    view = memory.as_strided((n, c, h, w), (stride, h * w, w, 1))
+    return view.copy_(tensor)
+
+
+def test_images_more_than_two_to_the_31_elements_apart(chip):
+    chip(132)
+    x = integers(2, 4, 5, 4, dtype=torch.float16, seed=1)
+    w = integers(3, 4, 3, 3, dtype=torch.float16, seed=2)
+    dy = integers(2, 3, 5, 4, dtype=torch.float16, seed=3)
+    geometry = (1, 1, 1, 1, 1, 1, 1, 1, 1)
+    far_x, far_dy = far_images(x), far_images(dy)
+    for near, far in (
+        (
+            OPS.conv2d(x, w, None, *geometry, "none", False),
+            OPS.conv2d(far_x, w, None, *geometry, "none", False),
+        ),
+        (
+            OPS.conv2d_dgrad(dy, w, 5, 4, *geometry, False, False),
+            OPS.conv2d_dgrad(far_dy, w, 5, 4, *geometry, False, False),
+        ),
+        (
+            OPS.conv2d_wgrad(dy, x, 3, 3, *geometry, False, False),
+            OPS.conv2d_wgrad(far_dy, far_x, 3, 3, *geometry, False, False),
+        ),
+    ):
+        assert torch.equal(near, far)
