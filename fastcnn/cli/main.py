@@ -1,5 +1,6 @@
 """Parsing and dispatch. Nothing heavy is imported before the sub-command is known."""
 
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -28,8 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _dispatch(arguments)
     except (UserError, DataError, ModelError, RunError, MissingExtraError) as error:
         return _fail(str(error))
-    except BrokenPipeError:  # the reader of our output has gone, as `head` does
-        sys.stderr.close()
+    except BrokenPipeError:
+        # The reader of our output has gone, as `head` does; the flush at exit must not fail on it too.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
