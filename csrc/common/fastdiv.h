@@ -26,7 +26,8 @@ class FastDiv {
   __host__ __device__ int divide(int dividend, int& remainder) const {
     const int quotient = divide(dividend);
     // Unsigned: of a dividend out of range the results mean nothing, but may be computed and thrown away.
-    remainder = static_cast<int>(static_cast<uint32_t>(dividend) - static_cast<uint32_t>(quotient) * divisor_);
+    remainder =
+        static_cast<int>(static_cast<uint32_t>(dividend) - static_cast<uint32_t>(quotient) * divisor_);
     return quotient;
   }
   __host__ __device__ int divisor() const { return static_cast<int>(divisor_); }
