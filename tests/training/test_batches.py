@@ -61,6 +61,8 @@ def test_augmentation_depends_on_seed_and_place_alone():
         assert changed.shape[:2] == plain.shape[:2]
         assert not torch.equal(changed, again)
         assert not torch.equal(changed, other)
+    same = Batches(images[:1].expand(8, -1, -1, -1), torch.arange(8), 4, shuffle=False, augment=Augment())
+    assert not torch.equal(*pictures(same))
     assert all(map(torch.equal, pictures(augmented(3)), first))
     broken = augmented(3)
     next(iter(broken))
