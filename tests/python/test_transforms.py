@@ -10,7 +10,6 @@ from torch.autograd import forward_ad
 from torch.func import grad, jvp, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import fastcnn
 from fastcnn import functional
 from fastcnn import nn as fnn
 
@@ -218,8 +217,3 @@ def test_inference_mode(backend):
         output = model(input)
     assert output.is_inference()
     torch.testing.assert_close(output.clone(), model(input).detach())
-
-
-def test_package_names():
-    for name in fastcnn.__all__:
-        assert hasattr(fastcnn, name)
