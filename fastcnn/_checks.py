@@ -126,7 +126,7 @@ def conv2d(input: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvGeometr
         _fail(op, f"activation must be one of {', '.join(ACTIVATIONS)}, but is {activation!r}")
 
 
-def _conv_grad_output(op: str, grad_output: Tensor, expected: tuple[int, ...]) -> None:
+def _grad_output(op: str, grad_output: Tensor, expected: tuple[int, ...]) -> None:
     if tuple(grad_output.shape) != tuple(expected):
         _fail(
             op, f"grad_output has size {list(grad_output.shape)}, but these arguments give {list(expected)}"
@@ -142,7 +142,7 @@ def conv2d_dgrad(grad_output: Tensor, weight: Tensor, height: int, width: int, c
     _conv_geometry(op, conv)
     input = (grad_output.shape[0], weight.shape[1] * conv[-1], height, width)
     _conv_shapes(op, input, weight.shape, conv)
-    _conv_grad_output(op, grad_output, _shapes.conv_output_shape(input, weight.shape, conv))
+    _grad_output(op, grad_output, _shapes.conv_output_shape(input, weight.shape, conv))
 
 
 def conv2d_wgrad(
@@ -158,7 +158,7 @@ def conv2d_wgrad(
         _fail(op, f"groups={conv[-1]} must divide the channels of input, which has size {list(input.shape)}")
     weight = (grad_output.shape[1], input.shape[1] // conv[-1], kernel_h, kernel_w)
     _conv_shapes(op, input.shape, weight, conv)
-    _conv_grad_output(op, grad_output, _shapes.conv_output_shape(input.shape, weight, conv))
+    _grad_output(op, grad_output, _shapes.conv_output_shape(input.shape, weight, conv))
 
 
 def conv2d_bias_grad(grad_output: Tensor) -> None:
@@ -205,13 +205,6 @@ def _pool_geometry(op: str, shape: tuple[int, ...], pool: MaxPoolGeometry) -> No
 def max_pool2d(input: Tensor, pool: MaxPoolGeometry, op: str = "max_pool2d") -> None:
     _pool_input(op, input)
     _pool_geometry(op, input.shape, pool)
-
-
-def _grad_output(op: str, grad_output: Tensor, expected: tuple[int, ...]) -> None:
-    if tuple(grad_output.shape) != tuple(expected):
-        _fail(
-            op, f"grad_output has size {list(grad_output.shape)}, but these arguments give {list(expected)}"
-        )
 
 
 def _indices(op: str, indices: Tensor, name: str, like: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:

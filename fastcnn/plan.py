@@ -9,15 +9,18 @@ from dataclasses import dataclass
 import torch
 
 from fastcnn import _checks, _library, _shapes
-from fastcnn._arguments import kernel_pair, pair
+from fastcnn._arguments import kernel_pair, pair, same_padding
 
 __all__ = ["Plan", "plan"]
 
-# Each operation, and the argument that gives its sizes beside the input.
-_WANTED = dict.fromkeys(("conv2d_fprop", "conv2d_dgrad", "conv2d_wgrad"), "weight")
-for _pool in ("max_pool2d", "avg_pool2d"):
-    _WANTED |= dict.fromkeys((_pool, f"{_pool}_backward"), "kernel_size")
-    _WANTED |= dict.fromkeys((f"adaptive_{_pool}", f"adaptive_{_pool}_backward"), "output_size")
+# Each operation's arguments beside the input; the first gives its sizes and must be there.
+_ARGUMENTS = dict.fromkeys(
+    ("conv2d_fprop", "conv2d_dgrad", "conv2d_wgrad"), ("weight", "stride", "padding", "dilation", "groups")
+)
+_SLIDING = ("kernel_size", "stride", "padding", "ceil_mode")
+for _pool, _arguments in (("max_pool2d", (*_SLIDING, "dilation")), ("avg_pool2d", _SLIDING)):
+    _ARGUMENTS |= dict.fromkeys((_pool, f"{_pool}_backward"), _arguments)
+    _ARGUMENTS |= dict.fromkeys((f"adaptive_{_pool}", f"adaptive_{_pool}_backward"), ("output_size",))
 
 
 @dataclass(frozen=True)
@@ -58,10 +61,10 @@ def plan(
     kernel_size: int | Sequence[int] | None = None,
     output_size: int | Sequence[int] | None = None,
     stride: int | Sequence[int] | None = None,
-    padding: int | Sequence[int] = 0,
-    dilation: int | Sequence[int] = 1,
-    groups: int = 1,
-    ceil_mode: bool = False,
+    padding: str | int | Sequence[int] | None = None,
+    dilation: int | Sequence[int] | None = None,
+    groups: int | None = None,
+    ceil_mode: bool | None = None,
     dtype: torch.dtype = torch.float32,
     channels_last: bool = False,
     chip: str = "",
@@ -75,9 +78,11 @@ def plan(
         weight: for convolutions, the sizes ``(K, C // groups, R, S)``.
         kernel_size: for pools, the window: an int or two.
         output_size: for adaptive pools: an int or two.
-        stride, padding, dilation: an int or two; `stride` None is 1 for convolutions, `kernel_size` for
-            pools. `padding` may have four values for a convolution: top, bottom, left, right.
-        groups, ceil_mode: as in the layer.
+        stride, padding, dilation: an int or two, for the operations that have them; left out, `stride` is 1
+            for convolutions, `kernel_size` for pools. A convolution's `padding` may also be "same", "valid"
+            or four values: top, bottom, left, right.
+        groups: for convolutions.
+        ceil_mode: for max and average pools.
         dtype: of all tensors.
         channels_last: whether the tensors are NHWC.
         chip: for instance "H100" or "sm_80"; the default is the current GPU.
@@ -86,24 +91,32 @@ def plan(
         A `Plan`; print it.
 
     Raises:
-        ValueError: an unknown `op`, or sizes that do not belong to it.
+        ValueError: an unknown `op`, or an argument that does not belong to it.
         RuntimeError: a problem that the operator itself refuses, or a chip the planner does not know.
     """
-    given = {"weight": weight, "kernel_size": kernel_size, "output_size": output_size}
-    wanted = _WANTED.get(op)
-    if wanted is None:
-        raise ValueError(f"plan(): op must be one of {', '.join(_WANTED)}, but is {op!r}")
-    for name, value in given.items():
-        if (value is not None) != (name == wanted):
-            raise ValueError(f"plan(): {op} takes {wanted}, and nothing else of {', '.join(given)}")
+    given = {
+        "weight": weight,
+        "kernel_size": kernel_size,
+        "output_size": output_size,
+        "stride": stride,
+        "padding": padding,
+        "dilation": dilation,
+        "groups": groups,
+        "ceil_mode": ceil_mode,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    allowed = _ARGUMENTS.get(op)
+    if allowed is None:
+        raise ValueError(f"plan(): op must be one of {', '.join(_ARGUMENTS)}, but is {op!r}")
+    sizes = allowed[0]
+    wrong = [name for name in given if name not in allowed]
+    if wrong or sizes not in given:
+        got = f"got {', '.join(wrong)}" if wrong else f"{sizes} is missing"
+        raise ValueError(f"plan(): {op} takes {', '.join(allowed)} beside input, but {got}")
     if dtype not in _checks.DTYPES:
         raise ValueError(f"plan(): dtype must be float32, float16, bfloat16 or float64, but is {dtype}")
-    if wanted == "weight":
-        problem = _conv_problem(op, input, weight, stride, padding, dilation, groups)
-    elif wanted == "kernel_size":
-        problem = _pool_problem(op, input, kernel_size, stride, padding, dilation, ceil_mode)
-    else:
-        problem = _adaptive_problem(op, input, output_size)
+    build = {"weight": _conv_problem, "kernel_size": _pool_problem, "output_size": _adaptive_problem}[sizes]
+    problem = build(op, input, **given)
     if _library.build_info() is None:
         return Plan(op, "aten", f"no compiled library is loaded: {_library.load_error}")
     name = op.removeprefix("adaptive_")
@@ -122,12 +135,16 @@ def _sizes(name: str, sizes: Sequence[int] | None, meaning: str) -> tuple[int, i
 # The numbers of a problem are in the order in which csrc/bindings/plan.cpp reads them.
 
 
-def _conv_problem(op, input, weight, stride, padding, dilation, groups) -> list[int]:
+def _conv_problem(op, input, weight, stride=1, padding=0, dilation=1, groups=1) -> list[int]:
     input = _sizes("input", input, "(N, C, H, W)")
     weight = _sizes("weight", weight, "(K, C // groups, R, S)")
-    strides = pair(op, "stride", 1 if stride is None else stride)
+    strides = pair(op, "stride", stride)
     dilations = pair(op, "dilation", dilation)
-    if isinstance(padding, (tuple, list)) and len(padding) == 4:
+    if isinstance(padding, str):
+        top, bottom, left, right = same_padding(
+            padding, torch.empty(weight, device="meta"), strides, dilations
+        )
+    elif isinstance(padding, (tuple, list)) and len(padding) == 4:
         top, bottom, left, right = (int(side) for side in padding)
     else:
         top, left = pair(op, "padding", padding)
@@ -139,7 +156,7 @@ def _conv_problem(op, input, weight, stride, padding, dilation, groups) -> list[
     return [*input, k, r, s, p, q, *strides, top, left, *dilations, groups]
 
 
-def _pool_problem(op, input, kernel_size, stride, padding, dilation, ceil_mode) -> list[int]:
+def _pool_problem(op, input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False) -> list[int]:
     input = _sizes("input", input, "(N, C, H, W)")
     kernel, strides = kernel_pair(op, kernel_size, stride)
     windows = (*kernel, *strides, *pair(op, "padding", padding), *pair(op, "dilation", dilation))

@@ -7,6 +7,7 @@ import torch
 
 import fastcnn
 from fastcnn import _library
+from fastcnn.plan import _conv_problem
 
 CONV = {"input": (32, 64, 56, 56), "weight": (128, 64, 3, 3), "padding": 1}
 CALLS = {
@@ -56,6 +57,19 @@ def test_depthwise_and_a_long_reduction_are_seen(emulated_library):
 
 
 @pytest.mark.emulated
+@pytest.mark.parametrize(
+    ("padding", "sides"), [("same", (1, 2, 3, 3)), ("valid", (0, 0, 0, 0)), (1, (1, 1, 1, 1))]
+)
+def test_padding_by_name(emulated_library, padding, sides):
+    problem = {"input": (2, 8, 16, 16), "weight": (8, 8, 4, 3), "dilation": (1, 3), "chip": "sm_80"}
+    named = fastcnn.plan("conv2d_fprop", **problem, padding=padding)
+    assert named == fastcnn.plan("conv2d_fprop", **problem, padding=sides)
+    assert _conv_problem("conv2d_fprop", problem["input"], problem["weight"], 1, padding, (1, 3)) == (
+        _conv_problem("conv2d_fprop", problem["input"], problem["weight"], 1, sides, (1, 3))
+    )
+
+
+@pytest.mark.emulated
 def test_unknown_chip(emulated_library):
     with pytest.raises(RuntimeError, match=r"chip.*'sm_20'"):
         fastcnn.plan("avg_pool2d", (1, 1, 4, 4), kernel_size=2, chip="sm_20")
@@ -75,7 +89,18 @@ def test_without_a_library_it_says_so(monkeypatch):
         (ValueError, "op must be one of conv2d_fprop.*'conv'", "conv", CONV),
         (ValueError, "takes weight", "conv2d_fprop", {"input": (1, 1, 4, 4), "kernel_size": 3}),
         (ValueError, "takes kernel_size", "max_pool2d", {"input": (1, 1, 4, 4)}),
-        (ValueError, "takes kernel_size", "max_pool2d", {**CONV, "kernel_size": 3}),
+        (ValueError, "takes kernel_size.*got weight", "max_pool2d", {**CONV, "kernel_size": 3}),
+        (ValueError, "got groups", "max_pool2d", {"input": (1, 1, 4, 4), "kernel_size": 2, "groups": 1}),
+        (ValueError, "got dilation", "avg_pool2d", {"input": (1, 1, 4, 4), "kernel_size": 2, "dilation": 1}),
+        (
+            ValueError,
+            "got stride",
+            "adaptive_avg_pool2d",
+            {"input": (1, 1, 4, 4), "output_size": 2, "stride": 1},
+        ),
+        (ValueError, "got ceil_mode", "conv2d_dgrad", {**CONV, "ceil_mode": False}),
+        (RuntimeError, "strided", "conv2d_fprop", {**CONV, "padding": "same", "stride": 2}),
+        (RuntimeError, "'full'", "conv2d_fprop", {**CONV, "padding": "full"}),
         (ValueError, "takes output_size", "adaptive_max_pool2d", {"input": (1, 1, 4, 4), "kernel_size": 2}),
         (ValueError, "four sizes", "max_pool2d", {"input": (4, 4), "kernel_size": 2}),
         (ValueError, "torch.int8", "conv2d_fprop", {**CONV, "dtype": torch.int8}),
