@@ -112,10 +112,15 @@ class Batches:
             return torch.arange(len(self.labels))
         return torch.randperm(len(self.labels), generator=_generator(self.seed, epoch))
 
+    def whole_pass(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every image once, for evaluation: in the set's own order and not augmented, wherever the loader
+        stands, which stays as it is."""
+        for x, y in self._raw_batches(torch.arange(len(self.labels)), 0):
+            if len(y):
+                yield self._normalise(x), y
+
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        order = self.order(self.epoch)
-        source = self._lazy_batches(order) if isinstance(self.images, LazyImages) else self._batches(order)
-        for x, y in source:
+        for x, y in self._raw_batches(self.order(self.epoch), self.position):
             epoch, position = self.epoch, self.position
             # Counted before the batch is given out: whoever has it has used it up.
             self.position += 1
@@ -133,20 +138,25 @@ class Batches:
         x = x.float().mul_(self._scale) if x.dtype != torch.float32 else x * self._scale
         return x if self._shift is None else x.add_(self._shift)
 
-    def _batches(self, order: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        order = order.to(self.device)
-        for start in range(self.position * self.batch_size, len(order), self.batch_size):
+    def _raw_batches(self, order: Tensor, position: int) -> Iterator[tuple[Tensor, Tensor]]:
+        starts = range(position * self.batch_size, len(order), self.batch_size)
+        if isinstance(self.images, LazyImages):
+            return self._lazy_batches(order, starts)
+        return self._batches(order.to(self.device), starts)
+
+    def _batches(self, order: Tensor, starts: range) -> Iterator[tuple[Tensor, Tensor]]:
+        for start in starts:
             index = order[start : start + self.batch_size]
             yield self.images.index_select(0, index), self.labels.index_select(0, index)
 
-    def _lazy_batches(self, order: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    def _lazy_batches(self, order: Tensor, starts: range) -> Iterator[tuple[Tensor, Tensor]]:
         lazy = self.images
-        starts = iter(range(self.position * self.batch_size, len(order), self.batch_size))
+        left = iter(starts)
         waiting: deque[tuple[Tensor, list[Future]]] = deque()
         with ThreadPoolExecutor(self.threads) as pool:
 
             def submit_next() -> None:
-                start = next(starts, None)
+                start = next(left, None)
                 if start is not None:
                     index = order[start : start + self.batch_size]
                     waiting.append((index, [pool.submit(lazy.decode, i) for i in index.tolist()]))

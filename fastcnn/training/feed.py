@@ -16,9 +16,14 @@ def is_array(value: Any) -> bool:
 
 
 def as_batches(data: Any, batch_size: int, *, shuffle: bool, seed: int, device: torch.device) -> Iterable:
-    """`data` as something that gives (x, y) batches: a pair of tensors or arrays becomes `Batches`, anything
-    else must be iterable already."""
-    if isinstance(data, (tuple, list)) and len(data) == 2 and all(map(is_array, data)):
+    """`data` as something that gives (x, y) batches: a pair of tensors or arrays (the labels may be a list)
+    becomes `Batches`, anything else must be iterable already."""
+    if (
+        isinstance(data, (tuple, list))
+        and len(data) == 2
+        and is_array(data[0])
+        and (is_array(data[1]) or isinstance(data[1], (tuple, list)))
+    ):
         return Batches(*data, batch_size=batch_size, shuffle=shuffle, seed=seed, device=device)
     if is_array(data) or isinstance(data, (str, bytes, dict)) or not hasattr(data, "__iter__"):
         raise TypeError(
@@ -28,16 +33,21 @@ def as_batches(data: Any, batch_size: int, *, shuffle: bool, seed: int, device: 
     return data
 
 
-def to_input(x: Any, device: torch.device) -> Tensor:
-    """`x` on `device` in floating point: uint8 becomes 0..1."""
+def one_pass(data: Iterable) -> Iterable:
+    """One pass over all of `data`, also where `Batches` are part-way through an epoch."""
+    return data.whole_pass() if isinstance(data, Batches) else data
+
+
+def to_input(x: Any, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """`x` on `device` in the floating point `dtype`: uint8 becomes 0..1."""
     x = torch.as_tensor(x).to(device, non_blocking=True)
     if x.dtype == torch.uint8:
-        return x.float().div_(255)
-    return x if x.is_floating_point() else x.float()
+        return x.to(dtype).div_(255)
+    return x.to(dtype)
 
 
-def to_pair(batch: Any, device: torch.device) -> tuple[Tensor, Tensor]:
-    """A batch (x, y) on `device`: x floating point, y int64 class numbers (N,)."""
+def to_pair(batch: Any, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """A batch (x, y) on `device`: x in the floating point `dtype`, y int64 class numbers (N,)."""
     try:
         x, y = batch
     except (TypeError, ValueError):
@@ -48,7 +58,7 @@ def to_pair(batch: Any, device: torch.device) -> tuple[Tensor, Tensor]:
             f"labels must be integer class numbers of shape (N,), got {y.dtype} of shape {tuple(y.shape)} "
             f"(one-hot labels: give y.argmax(1))"
         )
-    return to_input(x, device), y.to(device, torch.int64, non_blocking=True)
+    return to_input(x, device, dtype), y.to(device, torch.int64, non_blocking=True)
 
 
 def length_of(data: Iterable) -> int | None:

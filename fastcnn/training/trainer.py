@@ -1,5 +1,6 @@
 """The training loop."""
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -11,13 +12,14 @@ from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
 from ..data import Batches
 from .callbacks import Callback
-from .feed import Feed, as_batches, is_array, to_input, to_pair
+from .feed import Feed, as_batches, is_array, one_pass, to_input, to_pair
 from .history import History
 from .state import random_state, restore_random_state
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 OPTIMIZERS = ("adamw", "adam", "sgd")
 SCHEDULES = ("one_cycle", "constant")
+FORMAT = 1
 
 OptimizerLike = str | torch.optim.Optimizer | Callable[[Iterable], torch.optim.Optimizer]
 ScheduleLike = str | Callable[[torch.optim.Optimizer, int | None], LRScheduler]
@@ -57,7 +59,9 @@ class Trainer:
         or a function from parameters to one. The named ones decay weights but no biases or norms.
     loss: "cross_entropy", or a function of (logits, labels) to a mean.
     device: where to train; by default CUDA where there is a GPU, else the CPU. The model is moved there.
-    schedule: "constant", "one_cycle" (laid out over each `fit`), or a function of (optimizer, total steps) to
+    learning_rate, weight_decay: of an optimizer that is made here; one that is given keeps its own.
+    schedule: "constant", "one_cycle" (laid out over each `fit`, up to the learning rates that the optimizer
+        was given with), or a function of (optimizer, total steps) to
         a torch scheduler, stepped after every optimiser step.
     label_smoothing: of the objective only; the losses reported are plain cross entropy, so that those of
         training and validation can be compared.
@@ -107,6 +111,7 @@ class Trainer:
         self.scheduler: LRScheduler | None = None
         self.history = History()
         self.epochs = 0
+        self._rates = [float(group["lr"]) for group in self.optimizer.param_groups]
         self.epoch = 0
         self.step = 0
         self.steps_per_epoch: int | None = None
@@ -133,14 +138,16 @@ class Trainer:
 
         train: a pair (x, y) of tensors or arrays, shuffled into batches of `batch_size`; or `Batches`; or any
             iterable of (x, y) batches, such as a DataLoader. uint8 x are divided by 255 unless `Batches`
-            normalises them; y are integers (N,).
+            normalises them, all x come to the dtype of the model's parameters; y are integers (N,).
         steps_per_epoch: optimiser steps per epoch, whatever the size of the data: it is started over when it
             ends, and the next epoch goes on where the last one stood. By default one pass over the data.
-        validation_data: like `train`; evaluated after every epoch, in order.
+        validation_data: like `train`; all of it is evaluated after every epoch, `Batches` in the order of
+            their set and not augmented.
 
         After `load_state_dict`, goes on exactly where that state was taken; `epochs` counts from the start of
-        the run. Raises ValueError for counts below 1, for data that gives nothing and for a one-cycle
-        schedule without a known number of steps."""
+        the run. Raises ValueError for counts below 1, for data that gives nothing, for an iterator as
+        validation data of several epochs, for a state that doesn't go with these arguments and for a
+        one-cycle schedule without a known number of steps."""
         for name, value in (
             ("epochs", epochs),
             ("steps_per_epoch", steps_per_epoch),
@@ -159,6 +166,11 @@ class Trainer:
             validation_data = as_batches(
                 validation_data, max(batch_size, 256), shuffle=False, seed=0, device=self.device
             )
+            if epochs > 1 and isinstance(validation_data, Iterator):
+                raise ValueError(
+                    f"the validation data is an iterator, which can be read once, and there are {epochs} "
+                    f"epochs: give something that can be iterated again (a list, a DataLoader, Batches)"
+                )
         self._begin(data)
         try:
             for callback in callbacks:
@@ -182,13 +194,13 @@ class Trainer:
     def _begin(self, data: Iterable) -> None:
         self.stopped = False
         total = self.steps_per_epoch * self.epochs if self.steps_per_epoch else None
-        self.scheduler = self._make_scheduler(total)
-        if self._saved is None:
+        saved = self._saved
+        if saved is None:
+            self.scheduler = self._make_scheduler(total)
             self.history = History()
             self.epoch = self.step = 0
             self._totals = Totals(self.device)
             return
-        saved, self._saved = self._saved, None
         if self.schedule == "one_cycle" and (saved["epochs"], saved["steps_per_epoch"]) != (
             self.epochs,
             self.steps_per_epoch,
@@ -198,18 +210,20 @@ class Trainer:
                 f"{saved['steps_per_epoch']} steps, it can't go on over {self.epochs} of "
                 f"{self.steps_per_epoch}"
             )
+        if isinstance(data, Batches) and saved["loader"] is not None:
+            data.load_state_dict(saved["loader"])
+        self.scheduler = self._make_scheduler(total)
         # Making the scheduler has touched the optimizer's learning rates, so both are loaded after it.
         self.optimizer.load_state_dict(saved["optimizer"])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(saved["scheduler"])
-        if isinstance(data, Batches) and saved["loader"] is not None:
-            data.load_state_dict(saved["loader"])
         restore_random_state(saved["random"], self.device)
+        self._saved = None
 
     def _run_epoch(self, feed: Feed, validation_data: Any, callbacks: Sequence[Callback]) -> None:
         self.model.train()
         for batch in feed.take(self.steps_per_epoch, self.step):
-            self._train_step(*to_pair(batch, self.device))
+            self._train_step(*to_pair(batch, self.device, self._dtype))
             self.step += 1
             for callback in callbacks:
                 callback.on_train_batch_end(self)
@@ -250,6 +264,11 @@ class Trainer:
             self._totals.add(loss, logits, y)
         self.images_seen += len(y)
 
+    @property
+    def _dtype(self) -> torch.dtype:
+        """What the model computes in."""
+        return next((p.dtype for p in self.model.parameters() if p.is_floating_point()), torch.float32)
+
     def _forward(self, x: Tensor) -> Tensor:
         with torch.autocast(
             self.device.type, self.autocast_dtype or torch.bfloat16, enabled=self.autocast_dtype is not None
@@ -260,7 +279,7 @@ class Trainer:
     # Evaluation and prediction
 
     def evaluate(self, data: Any, *, batch_size: int = 256) -> Evaluation:
-        """Loss and accuracy of the model, in evaluation mode, over `data` (as for `fit`). Every image counts
+        """Loss and accuracy of the model, in evaluation mode, over all of `data` (as for `fit`). Every image counts
         alike, however the batches are cut. Raises ValueError for data that gives nothing."""
         batches = as_batches(data, batch_size, shuffle=False, seed=0, device=self.device)
         result = self._evaluate(batches, stoppable=False)
@@ -270,10 +289,10 @@ class Trainer:
     def _evaluate(self, batches: Iterable, stoppable: bool) -> Evaluation | None:
         totals = Totals(self.device)
         with self._evaluating():
-            for batch in batches:
+            for batch in one_pass(batches):
                 if stoppable and self.stopped:
                     return None
-                x, y = to_pair(batch, self.device)
+                x, y = to_pair(batch, self.device, self._dtype)
                 logits = self._forward(x)
                 loss = F.cross_entropy(logits, y) if isinstance(self.loss, str) else self.loss(logits, y)
                 totals.add(loss, logits, y)
@@ -286,14 +305,21 @@ class Trainer:
         CPU.
 
         data: one tensor or array x, or an iterable of batches x or (x, y); y are ignored. The outputs are in
-        the order of the data, so give `Batches` made with `shuffle=False`.
+        the order of the data, for `Batches` in that of their set.
+
+        Raises TypeError for a tuple, which may be meant as a pair (x, y) or as batches.
         """
-        batches = torch.as_tensor(data).split(batch_size) if is_array(data) else data
+        if isinstance(data, tuple):
+            raise TypeError(
+                "predict takes x alone or an iterable of batches, got a tuple: of a pair (x, y) give x, "
+                "and batches as a list"
+            )
+        batches = torch.as_tensor(data).split(batch_size) if is_array(data) else one_pass(data)
         outputs = []
         with self._evaluating():
             for batch in batches:
                 x = batch[0] if isinstance(batch, (tuple, list)) else batch
-                outputs.append(self._forward(to_input(x, self.device)))
+                outputs.append(self._forward(to_input(x, self.device, self._dtype)))
         if not outputs:
             raise ValueError("there is nothing to predict: the data gave no batch")
         return torch.cat(outputs).cpu()
@@ -313,10 +339,13 @@ class Trainer:
     def state_dict(self) -> dict[str, Any]:
         """Everything that `fit` needs to go on exactly from here, also in the middle of an epoch: a dict that
         `torch.save` writes and `torch.load(weights_only=True)` reads. The position in the data is part of it
-        where the data is `Batches` or a pair (x, y)."""
+        where the data is `Batches` or a pair (x, y). Between `load_state_dict` and `fit`, what was loaded."""
+        return self._state_now() if self._saved is None else dict(self._saved)
+
+    def _state_now(self) -> dict[str, Any]:
         loader = self._train_data.state_dict() if isinstance(self._train_data, Batches) else None
         return {
-            "format": 1,
+            "format": FORMAT,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
@@ -336,9 +365,12 @@ class Trainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict()` gave; the next `fit` goes on from there. The model and the settings
         must be those of the trainer that gave it. Raises ValueError where it isn't such a state."""
-        missing = [name for name in self.state_dict() if name not in state]
+        names = self._state_now().keys()
+        missing = [name for name in names if name not in state]
         if missing:
             raise ValueError(f"this is not the state of a trainer: it lacks {', '.join(missing)}")
+        if state["format"] != FORMAT:
+            raise ValueError(f"the state has format {state['format']}, this version reads {FORMAT}")
         self.model.load_state_dict(state["model"])
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
@@ -348,7 +380,8 @@ class Trainer:
         self._totals.sums += state["sums"].to(self.device)
         self._totals.count = state["count"]
         self.history = History(state["history"])
-        self._saved = state
+        # Copied, since an optimizer goes on in the very tensors that it is given.
+        self._saved = copy.deepcopy({name: state[name] for name in names})
 
     # Making the parts
 
@@ -379,7 +412,10 @@ class Trainer:
             return None
         if total is None:
             raise ValueError("a one-cycle schedule needs steps_per_epoch where the data has no length")
-        return OneCycleLR(self.optimizer, max_lr=self.learning_rate, total_steps=total)
+        # OneCycleLR can't cycle a momentum that the optimizer lacks, and shouldn't one that is switched off.
+        defaults = self.optimizer.defaults
+        cycled = "betas" in defaults or bool(defaults.get("momentum"))
+        return OneCycleLR(self.optimizer, max_lr=self._rates, total_steps=total, cycle_momentum=cycled)
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

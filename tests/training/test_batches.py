@@ -71,6 +71,21 @@ def test_augmentation_depends_on_seed_and_place_alone():
     assert all(map(torch.equal, pictures(restored), first[1:]))
 
 
+@pytest.mark.parametrize("lazy", [False, True])
+def test_a_whole_pass_gives_all_in_order_wherever_the_loader_stands(make_folder, lazy):
+    part = image_folder(make_folder(), memory_limit=0 if lazy else 1 << 30).train
+    plain = Batches(part.images, part.labels, 4, shuffle=False)
+    expected = list(plain)
+    batches = Batches(part.images, part.labels, 4, augment=Augment())
+    next(iter(batches))
+    place = batches.state_dict()
+    for _ in range(2):
+        for (x, y), (expected_x, expected_y) in zip(batches.whole_pass(), expected, strict=True):
+            assert torch.equal(x, expected_x)
+            assert torch.equal(y, expected_y)
+    assert batches.state_dict() == place
+
+
 @pytest.mark.parametrize("taken", range(8))
 def test_the_state_restores_any_position(taken):
     straight = numbered(seed=5)

@@ -313,3 +313,125 @@ def test_wrong_choices_are_named():
         endless.fit(iter([(x, y)]))
     with pytest.raises(ValueError, match="lacks"):
         trainer.load_state_dict({"model": {}})
+
+
+def part_way(x, y, **settings):
+    batches = Batches(x, y, 7, **settings)
+    next(iter(batches))
+    return batches
+
+
+def test_evaluation_and_prediction_take_all_of_batches_that_stand_part_way():
+    x, y = problem(30)
+    trainer = make_trainer()
+    batches = part_way(x, y, seed=4)
+    place = batches.state_dict()
+    assert trainer.evaluate(batches) == trainer.evaluate(Batches(x, y, 7, shuffle=False))
+    torch.testing.assert_close(trainer.predict(batches), trainer.predict(x))
+    assert batches.state_dict() == place
+    straight, shared = make_trainer(), make_trainer()
+    expected = straight.fit(Batches(x, y, 7), epochs=3, steps_per_epoch=2, validation_data=(x, y)).history
+    both = Batches(x, y, 7)
+    history = shared.fit(both, epochs=3, steps_per_epoch=2, validation_data=both).history
+    assert history["val_accuracy"] == expected["val_accuracy"]
+    assert history["val_loss"] == pytest.approx(expected["val_loss"], rel=1e-5)
+    assert history["loss"] == expected["loss"]
+
+
+def test_an_iterator_validates_one_epoch_only():
+    x, y = problem(20)
+
+    def once():
+        return iter([(x, y)])
+
+    assert "val_loss" in make_trainer().fit((x, y), epochs=1, validation_data=once()).history
+    trainer = make_trainer()
+    steps = count_optimizer_steps(trainer)
+    with pytest.raises(ValueError, match="an iterator, which can be read once, and there are 2 epochs"):
+        trainer.fit((x, y), epochs=2, validation_data=once())
+    assert not steps
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.uint8, torch.int32])
+def test_inputs_come_to_the_dtype_of_the_model(dtype):
+    x, y = problem(30)
+    x = (x.abs() * 3).to(dtype)
+    in_floats = x / 255 if dtype == torch.uint8 else x.float()
+    for trainer in (make_trainer(), Trainer(make_trainer().model.double(), device="cpu")):
+        expected = trainer.predict(in_floats)
+        torch.testing.assert_close(trainer.predict(x.numpy()), expected)
+        torch.testing.assert_close(trainer.predict(Batches(x.numpy(), y, 7)), expected)
+        trainer.fit((x.numpy(), y.numpy()), validation_data=[(x.numpy(), y.numpy())])
+
+
+def test_labels_may_be_a_list():
+    x, y = problem(30)
+    left, right = make_trainer(), make_trainer()
+    assert left.fit((x, y.tolist())).history == right.fit((x, y)).history
+    assert left.evaluate((x.numpy(), tuple(y.tolist()))) == right.evaluate((x, y))
+    with pytest.raises(TypeError, match="integer class numbers"):
+        left.fit((x, [0.5] * 30))
+
+
+def test_predicting_a_pair_is_refused():
+    with pytest.raises(TypeError, match=r"of a pair \(x, y\) give x"):
+        make_trainer().predict(problem())
+
+
+def test_a_loaded_state_stays_whole_until_fit_takes_it():
+    data, settings = problem(50), {"epochs": 3, "batch_size": 11}
+    straight = make_trainer(schedule="one_cycle")
+    expected = straight.fit(data, **settings).history
+    broken = make_trainer(schedule="one_cycle")
+    broken.fit(data, **settings, callbacks=[StopAfter(7)])
+    state = broken.state_dict()
+    resumed = make_trainer(seed=5, schedule="one_cycle")
+    with pytest.raises(ValueError, match="format 9, this version reads 1"):
+        resumed.load_state_dict({**state, "format": 9})
+    resumed.load_state_dict({**state, "best": None})
+    pending = resumed.state_dict()
+    assert pending.keys() == state.keys()
+    for name in ("scheduler", "loader", "epoch", "step", "count", "history"):
+        assert pending[name] == state[name]
+    for wrong, said in (
+        ({**settings, "epochs": 9}, "laid out over 3 epochs"),
+        ({**settings, "batch_size": 10, "steps_per_epoch": 5}, "batch_size 11, this one has 10"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            resumed.fit(data, **wrong)
+        assert resumed.state_dict()["scheduler"] == state["scheduler"]
+    passed_on = make_trainer(seed=6, schedule="one_cycle")
+    passed_on.load_state_dict(resumed.state_dict())
+    for trainer in (resumed, passed_on):
+        assert trainer.fit(data, **settings).history == expected
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_one_cycle_rises_to_the_rates_of_a_given_optimizer(momentum):
+    model = make_trainer().model
+    optimizer = torch.optim.SGD(
+        [{"params": model[0].parameters(), "lr": 0.5}, {"params": model[3].parameters()}],
+        lr=0.02,
+        momentum=momentum,
+    )
+    trainer = Trainer(model, optimizer=optimizer, schedule="one_cycle", device="cpu")
+    rates, momenta = [], []
+
+    class Rates(Callback):
+        def on_train_batch_end(self, trainer):
+            rates.append([group["lr"] for group in optimizer.param_groups])
+            momenta.append(optimizer.param_groups[0]["momentum"])
+
+    for _ in range(2):
+        rates.clear()
+        trainer.fit(problem(200), epochs=2, batch_size=10, callbacks=[Rates()])
+        highest = torch.tensor(rates).amax(0)
+        torch.testing.assert_close(highest, torch.tensor([0.5, 0.02]), rtol=0.02, atol=0)
+    assert len(set(momenta)) == 1 if not momentum else len(set(momenta)) > 10
+
+
+def test_one_cycle_takes_an_optimizer_without_momentum():
+    trainer = make_trainer(
+        optimizer=lambda parameters: torch.optim.Adagrad(parameters, lr=0.05), schedule="one_cycle"
+    )
+    trainer.fit(problem(50))
