@@ -58,9 +58,9 @@ def build(name: str, *, num_classes: int, in_channels: int, image_size: int) -> 
     """Build the model called `name`: one of `MODELS`, or "module:function" for a function of the user's.
 
     A user's function is called with those of the keywords num_classes, in_channels and image_size that it
-    takes; its module is looked up from the current folder too; torch's convolution and pooling layers in
+    names, and with num_classes where it takes any (**kwargs, as torchvision's models); its module is looked up from the current folder too; torch's convolution and pooling layers in
     what it returns are swapped for fastcnn's by `fastcnn.convert`. Raises `ModelError` where the name leads
-    nowhere or the sizes don't fit the model.
+    nowhere, the sizes don't fit the model or the function fails.
     """
     sizes = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
     if name in MODELS:
@@ -71,13 +71,21 @@ def build(name: str, *, num_classes: int, in_channels: int, image_size: int) -> 
     from .convert import convert
 
     factory = _find(name)
-    parameters = inspect.signature(factory).parameters
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        sizes = {key: value for key, value in sizes.items() if key in parameters}
-    model = factory(**sizes)
+    try:
+        model = factory(**_those_taken(factory, sizes))
+    except Exception as error:  # a user's code can raise anything
+        raise ModelError(f"the model {name} could not be built: {type(error).__name__}: {error}") from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"{name} must return a torch.nn.Module, it returned a {type(model).__name__}")
     return convert(model)
+
+
+def _those_taken(factory: Callable[..., nn.Module], sizes: dict[str, int]) -> dict[str, int]:
+    parameters = inspect.signature(factory).parameters
+    names = {p.name for p in parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        names.add("num_classes")
+    return {name: value for name, value in sizes.items() if name in names}
 
 
 def _find(name: str) -> Callable[..., nn.Module]:

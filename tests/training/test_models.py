@@ -61,6 +61,12 @@ def own_models(tmp_path, monkeypatch):
         "                               torch.nn.Flatten(), torch.nn.Linear(4, num_classes))\n"
         "def wrong():\n"
         "    return 3\n"
+        "def open_net(*, width=4, **settings):\n"
+        "    return torch.nn.Sequential(torch.nn.Conv2d(1, width, 3), torch.nn.AdaptiveAvgPool2d(1),\n"
+        "                               torch.nn.Flatten(), torch.nn.Linear(width, settings.pop('num_classes')),\n"
+        "                               *settings)\n"
+        "def broken(num_classes):\n"
+        "    return [][num_classes]\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -72,9 +78,21 @@ def test_a_users_own_model_is_found_and_converted(own_models):
     assert model(torch.zeros(1, 3, 16, 16)).shape == (1, 5)
 
 
+def test_a_function_that_takes_any_keyword_is_given_the_classes(own_models):
+    model = models.build("own_models:open_net", num_classes=5, in_channels=1, image_size=16)
+    assert model(torch.zeros(1, 1, 16, 16)).shape == (1, 5)
+
+
+def test_a_model_of_torchvision_is_built():
+    pytest.importorskip("torchvision")
+    model = models.build("torchvision.models:squeezenet1_1", num_classes=4, in_channels=3, image_size=64)
+    assert model.eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 4)
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [
+        ("own_models:broken", "own_models:broken could not be built: IndexError: list index out of range"),
         ("large_cnn", "no model 'large_cnn'"),
         ("no_such_module:net", "no_such_module"),
         ("own_models:nothing", "no function 'nothing'"),
