@@ -143,9 +143,6 @@ def _resume(arguments: argparse.Namespace) -> int:
             f"the images of {arguments.data or settings.source} are not those that {run} began with "
             f"({_counts(splits)} now): resuming could train on test images; start a new run"
         )
-    if longer:
-        training.epochs = given["epochs"]
-        run.save_config()
     trainer = _make_trainer(run.config, device)
     try:
         trainer.load_state_dict(state)
@@ -154,6 +151,11 @@ def _resume(arguments: argparse.Namespace) -> int:
         raise UserError(
             f"{run}/last.pt does not fit this run: {str(error).splitlines()[0].rstrip(':')}"
         ) from error
+    if longer:
+        # In this order, so that the run can be resumed wherever it is cut off.
+        run.remove_result()
+        training.epochs = given["epochs"]
+        run.save_config()
     say(f"resuming {run} in epoch {trainer.epoch + 1}, step {trainer.step + 1}", arguments.quiet)
     return _train(run, trainer, splits, Checkpoints(run, best), arguments)
 

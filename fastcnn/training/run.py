@@ -68,7 +68,8 @@ class RunConfig:
     format: int = FORMAT
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+        """ASCII, since the names of folders need not be text."""
+        return json.dumps(asdict(self), indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "RunConfig":
@@ -76,6 +77,8 @@ class RunConfig:
         values = json.loads(text)
         if values["format"] != FORMAT:
             raise ValueError(f"it has format {values['format']}, this version reads {FORMAT}")
+        # Runs from before there was augmentation were trained without.
+        values["training"].setdefault("augment", "none")
         parts = {"data": DataConfig, "training": TrainingConfig}
         for name, kind in parts.items():
             values[name] = kind(**{part.name: values[name][part.name] for part in fields(kind)})
@@ -195,6 +198,10 @@ class Run:
     def save_result(self, result: dict[str, Any]) -> None:
         """Write result.json, which marks the run as finished."""
         write_text_atomically(self.path / "result.json", json.dumps(result, indent=2) + "\n")
+
+    def remove_result(self) -> None:
+        """Remove result.json: the run goes on."""
+        (self.path / "result.json").unlink(missing_ok=True)
 
     def result(self) -> dict[str, Any] | None:
         """What `save_result` wrote; None while the run isn't finished."""

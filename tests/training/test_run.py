@@ -185,3 +185,16 @@ def test_curves_are_drawn(run, epochs, validation):
     with Image.open(run.path / "curves.png") as image:
         assert image.size == (1500, 600)
         assert len(image.convert("RGB").getcolors(1 << 20)) > 20
+
+
+def test_a_run_from_before_augmentation_was_trained_without(config):
+    values = json.loads(config.to_json())
+    del values["training"]["augment"]
+    assert RunConfig.from_json(json.dumps(values)).training.augment == "none"
+
+
+def test_a_name_that_is_not_text_is_kept(run):
+    name = os.fsdecode(b"chat\xe9")
+    run.config.data.classes = [name, "dog"]
+    run.save_config()
+    assert Run.open(run.path).config.data.classes == [name, "dog"]
