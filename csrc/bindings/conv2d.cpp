@@ -76,6 +76,7 @@ int64_t checked_output_size(const char* op, int64_t size, int64_t pad_before, in
     if (value > kMost)
       fail(op, ": a size, padding, dilation or stride of ", value, " is more than kernels can index");
   }
+  if (size < 0) fail(op, ": height and width must not be negative, but one is ", size);
   const int64_t padded = size + pad_before + pad_after;
   const int64_t reach = dilation * (kernel - 1) + 1;
   if (reach > padded) {
@@ -142,15 +143,25 @@ Activation activation_named(const char* op, const std::string& name) {
   fail(op, ": activation must be one of none, relu, sigmoid, tanh, but is '", name, "'");
 }
 
+// Memory of a call's own, until its launches are enqueued; null for no bytes.
+class Workspace {
+ public:
+  Workspace(DeviceScope& scope, const Tensor& like, size_t bytes) {
+    if (bytes == 0) return;
+    memory_ = empty_vector(like, ScalarType::Byte, static_cast<int64_t>(bytes));
+    scope.may_write(memory_->const_data_ptr(), bytes);
+  }
+  void* data() const { return memory_.has_value() ? memory_->mutable_data_ptr() : nullptr; }
+
+ private:
+  std::optional<Tensor> memory_;
+};
+
 // Plans, provides the workspace, launches. The tensors in params are set.
 void run(Conv2dPass pass, Conv2dParams& params, DeviceScope& scope, const Tensor& output) {
   const Conv2dPlan plan = plan_conv2d(pass, params, scope.chip());
-  std::optional<Tensor> workspace;
-  if (plan.workspace_bytes > 0) {
-    workspace = empty_vector(output, ScalarType::Byte, static_cast<int64_t>(plan.workspace_bytes));
-    scope.may_write(workspace->const_data_ptr(), plan.workspace_bytes);
-    params.workspace = workspace->mutable_data_ptr();
-  }
+  const Workspace workspace(scope, output, plan.workspace_bytes);
+  params.workspace = workspace.data();
   run_conv2d(pass, params, plan, scope.stream());
 }
 
@@ -260,12 +271,8 @@ Tensor conv2d_bias_grad(const Tensor& grad_output) {
   scope.may_write(output.const_data_ptr(), extent_bytes(output));
   params.output = output.mutable_data_ptr();
   const BiasGradPlan plan = plan_bias_grad(params, scope.chip());
-  std::optional<Tensor> workspace;
-  if (plan.workspace_bytes > 0) {
-    workspace = empty_vector(output, ScalarType::Byte, static_cast<int64_t>(plan.workspace_bytes));
-    scope.may_write(workspace->const_data_ptr(), plan.workspace_bytes);
-    params.workspace = workspace->mutable_data_ptr();
-  }
+  const Workspace workspace(scope, output, plan.workspace_bytes);
+  params.workspace = workspace.data();
   launch_bias_grad(params, plan, scope.stream());
   return output;
 }

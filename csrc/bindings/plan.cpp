@@ -47,8 +47,7 @@ int checked_size(int64_t value) {
 
 void check_positive(std::initializer_list<int> values) {
   for (const int value : values) {
-    if (value < 1)
-      fail("plan(): kernel_size, stride, dilation and groups must be positive, but one is ", value);
+    if (value < 1) fail("plan(): sizes, stride, dilation and groups must be positive, but one is ", value);
   }
 }
 
@@ -66,8 +65,13 @@ PlanText plan_conv(Conv2dPass pass, const std::vector<int64_t>& sizes, DType dty
                      &problem.pad_left, &problem.dilation_h, &problem.dilation_w, &problem.groups}) {
     *field = next();
   }
-  check_positive(
-      {problem.stride_h, problem.stride_w, problem.dilation_h, problem.dilation_w, problem.groups});
+  check_positive({problem.c, problem.h, problem.w, problem.k, problem.r, problem.s, problem.p, problem.q,
+                  problem.stride_h, problem.stride_w, problem.dilation_h, problem.dilation_w,
+                  problem.groups});
+  if (problem.c % problem.groups != 0 || problem.k % problem.groups != 0) {
+    fail("plan(): groups=", problem.groups, " must divide ", problem.c, " channels and ", problem.k,
+         " filters");
+  }
   params.dtype = dtype;
   const TensorView input = dense_view(problem.c, problem.h, problem.w, channels_last);
   const TensorView weight = dense_view(problem.channels_per_group(), problem.r, problem.s, channels_last);
@@ -91,8 +95,8 @@ PlanText plan_pool(Pool2dOp op, const std::vector<int64_t>& sizes, DType dtype, 
     *field = checked_size(sizes[at++]);
   }
   problem.adaptive = adaptive != 0;
-  check_positive({problem.kernel_h, problem.kernel_w, problem.stride_h, problem.stride_w, problem.dilation_h,
-                  problem.dilation_w});
+  check_positive({problem.c, problem.h, problem.w, problem.p, problem.q, problem.kernel_h, problem.kernel_w,
+                  problem.stride_h, problem.stride_w, problem.dilation_h, problem.dilation_w});
   Pool2dCall call;
   call.problem = problem;
   call.op = op;

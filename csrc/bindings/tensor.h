@@ -115,7 +115,7 @@ inline bool suggests_channels_last(const Tensor& tensor) {
   return true;
 }
 
-// A 4-D tensor as kernels see it. Strides of dimensions of size 1 are never multiplied by anything but 0.
+// A 4-D tensor as kernels see it.
 inline TensorView view_of(const Tensor& tensor) {
   TensorView view;
   view.data = const_cast<void*>(tensor.const_data_ptr());
@@ -140,8 +140,14 @@ inline Tensor empty_strided(const Tensor& like, ScalarType dtype, const int64_t*
   int32_t device_type = 0;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(ndim, sizes, strides, static_cast<int32_t>(dtype),
-                                                  device_type, like.get_device_index(), &handle));
+  // torch 2.11 keeps the reason to itself; with the sizes checked, memory is what can be missing.
+  if (aoti_torch_empty_strided(ndim, sizes, strides, static_cast<int32_t>(dtype), device_type,
+                               like.get_device_index(), &handle) != AOTI_TORCH_SUCCESS) {
+    std::string shape;
+    for (int64_t i = 0; i < ndim; ++i) shape += (i == 0 ? "" : ", ") + std::to_string(sizes[i]);
+    fail(like.is_cuda() ? "CUDA out of memory: " : "out of memory: ",
+         "torch could not allocate a tensor of size [", shape, "] for a result or workspace of fastcnn");
+  }
   return Tensor(handle);
 }
 

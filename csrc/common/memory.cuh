@@ -37,18 +37,6 @@ __device__ inline Vector<T, N> load_global(const T* pointer) {
   return result;
 }
 
-template <int N, class T>
-__device__ inline Vector<T, N> load_global_streaming(const T* pointer) {
-  constexpr int kBytes = detail::access_bytes<T, N>;
-  Vector<T, N> result;
-#pragma unroll
-  for (int i = 0; i < detail::access_count<T, N>; ++i) {
-    const auto word = ptx::ld_global_streaming<kBytes>(reinterpret_cast<const char*>(pointer) + i * kBytes);
-    memcpy(reinterpret_cast<char*>(&result) + i * kBytes, &word, kBytes);
-  }
-  return result;
-}
-
 // Zero bits (0.0 for every element type) where the predicate is false; the pointer is then not touched.
 template <int N, class T>
 __device__ inline Vector<T, N> load_global_if(bool predicate, const T* pointer) {
@@ -69,17 +57,6 @@ __device__ inline void store_global(T* pointer, const Vector<T, N>& values) {
     ptx::word_t<kBytes> word;
     memcpy(&word, reinterpret_cast<const char*>(&values) + i * kBytes, kBytes);
     ptx::st_global<kBytes>(reinterpret_cast<char*>(pointer) + i * kBytes, word);
-  }
-}
-
-template <int N, class T>
-__device__ inline void store_global_streaming(T* pointer, const Vector<T, N>& values) {
-  constexpr int kBytes = detail::access_bytes<T, N>;
-#pragma unroll
-  for (int i = 0; i < detail::access_count<T, N>; ++i) {
-    ptx::word_t<kBytes> word;
-    memcpy(&word, reinterpret_cast<const char*>(&values) + i * kBytes, kBytes);
-    ptx::st_global_streaming<kBytes>(reinterpret_cast<char*>(pointer) + i * kBytes, word);
   }
 }
 

@@ -26,7 +26,7 @@ void launch_depthwise_dgrad(const Conv2dParams& params, const DepthwisePlan& pla
   kernel_params.shift_p = covering((problem.r - 1) * problem.dilation_h, problem.stride_h);
   kernel_params.shift_q = covering((problem.s - 1) * problem.dilation_w, problem.stride_w);
 
-  for_each_launch(params, plan, [&](const Conv2dParams& images, int) {
+  for_each_launch(Conv2dPass::kDgrad, params, plan, [&](const Conv2dParams& images, int) {
     kernel_params.conv = images;
     visit_dtype(params.dtype, [&](auto tag) {
       using T = typename decltype(tag)::type;

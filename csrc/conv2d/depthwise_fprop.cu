@@ -19,7 +19,7 @@ void launch_depthwise_fprop(const Conv2dParams& params, const DepthwisePlan& pla
   kernel_params.row_groups = FastDiv((problem.p + kDepthwiseRows - 1) / kDepthwiseRows);
   kernel_params.multiplier = FastDiv(problem.filters_per_group());
 
-  for_each_launch(params, plan, [&](const Conv2dParams& images, int) {
+  for_each_launch(Conv2dPass::kFprop, params, plan, [&](const Conv2dParams& images, int) {
     kernel_params.conv = images;
     visit_dtype(params.dtype, [&](auto tag) {
       using T = typename decltype(tag)::type;

@@ -9,9 +9,10 @@
 
 namespace fastcnn {
 
-// Calls f(params of the images of launch i, i) for every launch of the plan; N stays the first extent of all.
+// Calls f(params of the images of launch i, i) for every launch of the plan. In wgrad the output has no
+// images.
 template <class F>
-void for_each_launch(const Conv2dParams& params, const DepthwisePlan& plan, F&& f) {
+void for_each_launch(Conv2dPass pass, const Conv2dParams& params, const DepthwisePlan& plan, F&& f) {
   for (int i = 0; i < plan.launches; ++i) {
     const int first = i * plan.images_per_launch;
     const auto skip = [&](TensorView& view) {
@@ -21,7 +22,7 @@ void for_each_launch(const Conv2dParams& params, const DepthwisePlan& plan, F&& 
     images.problem.n = std::min(plan.images_per_launch, params.problem.n - first);
     skip(images.input);
     skip(images.grad);
-    skip(images.output);
+    if (pass != Conv2dPass::kWgrad) skip(images.output);
     f(images, i);
   }
 }

@@ -10,15 +10,6 @@ namespace {
 constexpr int kMinThreads = 64;
 constexpr int64_t kMaxWorkspaceBytes = int64_t{32} << 20;
 
-// Whether vectors of `vector` channels can be moved as one access: channels lie side by side, and every step
-// to another pixel or image keeps the alignment.
-bool channels_align(const TensorView& view, const int extent[3], int vector, int element_bytes) {
-  const auto aligned = [&](int64_t stride, int size) { return size <= 1 || stride % vector == 0; };
-  return view.stride_c == 1 && aligned(view.stride_n, extent[0]) && aligned(view.stride_h, extent[1]) &&
-         aligned(view.stride_w, extent[2]) &&
-         reinterpret_cast<uintptr_t>(view.data) % static_cast<uintptr_t>(vector * element_bytes) == 0;
-}
-
 // Lanes run along channels unless pixels of a row lie closer together.
 bool channels_fast(const TensorView& view, int channels, int columns) {
   return channels > 1 && (columns == 1 || view.stride_c < view.stride_w);
@@ -49,8 +40,6 @@ PixelTensors pixel_tensors(Conv2dPass pass, const Conv2dParams& params) {
 void choose_vector(Conv2dPass pass, const Conv2dParams& params, DepthwisePlan& plan) {
   const Conv2dProblem& problem = params.problem;
   const PixelTensors tensors = pixel_tensors(pass, params);
-  const int x_extent[3] = {problem.n, problem.h, problem.w};
-  const int y_extent[3] = {problem.n, problem.p, problem.q};
   const int bytes = dtype_size(params.dtype);
   // wgrad has nine sums per channel in registers: four channels leave room for two blocks per SM.
   const int widest = pass == Conv2dPass::kWgrad ? std::min(4, 16 / bytes) : 16 / bytes;
@@ -61,8 +50,8 @@ void choose_vector(Conv2dPass pass, const Conv2dParams& params, DepthwisePlan& p
   } else if (problem.c % widest != 0) {
     plan.reason =
         "one channel per thread: " + std::to_string(problem.c) + " channels are no multiple of " + channels;
-  } else if (!channels_align(tensors.x, x_extent, widest, bytes) ||
-             !channels_align(tensors.y, y_extent, widest, bytes)) {
+  } else if (!channels_align(tensors.x, problem.n, problem.h, problem.w, widest, bytes) ||
+             !channels_align(tensors.y, problem.n, problem.p, problem.q, widest, bytes)) {
     plan.reason = "one channel per thread: channels do not lie side by side and aligned in both tensors";
   } else {
     plan.vector = widest;

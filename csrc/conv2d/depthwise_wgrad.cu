@@ -28,7 +28,7 @@ void launch_depthwise_wgrad(const Conv2dParams& params, const DepthwisePlan& pla
   kernel_params.rows = FastDiv(problem.p);
   kernel_params.multiplier = FastDiv(problem.filters_per_group());
 
-  for_each_launch(params, plan, [&](const Conv2dParams& images, int i) {
+  for_each_launch(Conv2dPass::kWgrad, params, plan, [&](const Conv2dParams& images, int i) {
     kernel_params.conv = images;
     kernel_params.first_split = i * plan.splits;
     visit_dtype(params.dtype, [&](auto tag) {

@@ -47,8 +47,8 @@ __global__ __launch_bounds__(Tile::kThreads, kBlocksPerSm<T>) void image_kernel(
 
   const ThreadPosition<Tile> position(threadIdx.x);
   const PixelRange pixels(params, first_row);
-  const T* bias = OperandA::kEpilogue ? static_cast<const T*>(params.bias) : nullptr;
-  const Activation activation = OperandA::kEpilogue ? params.activation : Activation::kNone;
+  const T* bias = OperandB::kEpilogue ? static_cast<const T*>(params.bias) : nullptr;
+  const Activation activation = OperandB::kEpilogue ? params.activation : Activation::kNone;
   // Runs of columns outside, rows inside: a column's bias is loaded once.
 #pragma unroll
   for (int j = 0; j < Tile::kTN; j += Tile::kRun) {
@@ -122,7 +122,7 @@ __global__ __launch_bounds__(Tile::kThreads, kBlocksPerSm<T>) void wgrad_kernel(
       if (params.splits == 1) {
         store_global(weight_element<T>(params, filter, column), from_accumulator<T>(sums[i][j]));
       } else {
-        const int64_t index = (int64_t{block.split} * params.problem.k + filter) * params.columns + column;
+        const int64_t index = (int64_t{block.split} * params.filters + filter) * params.columns + column;
         store_global(static_cast<Acc*>(params.workspace) + index, sums[i][j]);
       }
     }
@@ -130,9 +130,11 @@ __global__ __launch_bounds__(Tile::kThreads, kBlocksPerSm<T>) void wgrad_kernel(
 }
 
 template <class T, class Tile>
-LaunchConfig launch_config(const Conv2dPlan& plan, cudaStream_t stream) {
+LaunchConfig launch_config(const GenericParams& params, cudaStream_t stream) {
   LaunchConfig config;
-  config.grid = dim3(static_cast<unsigned>(plan.grid));
+  config.grid =
+      dim3(static_cast<unsigned>(int64_t{params.row_tiles.divisor()} * params.column_tiles.divisor() *
+                                 params.group_count.divisor() * params.splits));
   config.threads = Tile::kThreads;
   config.shared_bytes = sizeof(SharedLayout<accumulator_t<T>, Tile>);
   config.stream = stream;
@@ -167,8 +169,8 @@ void launch_fprop(const GenericParams& params, const Conv2dPlan& plan, cudaStrea
   visit_variant<T>(plan, [&](auto tile_tag, auto vector) {
     using Tile = typename decltype(tile_tag)::type;
     constexpr int V = decltype(vector)::value;
-    launch("conv2d::generic_fprop", image_kernel<T, Tile, FpropInput<T, V>, FpropWeight<T, V>>,
-           launch_config<T, Tile>(plan, stream), params);
+    launch("conv2d::generic_fprop", image_kernel<T, Tile, GatheredImage<T, V>, FpropWeight<T, V>>,
+           launch_config<T, Tile>(params, stream), params);
   });
 }
 
@@ -177,27 +179,27 @@ void launch_dgrad(const GenericParams& params, const Conv2dPlan& plan, cudaStrea
   visit_variant<T>(plan, [&](auto tile_tag, auto vector) {
     using Tile = typename decltype(tile_tag)::type;
     constexpr int V = decltype(vector)::value;
-    launch("conv2d::generic_dgrad", image_kernel<T, Tile, DgradGrad<T, V>, DgradWeight<T, V>>,
-           launch_config<T, Tile>(plan, stream), params);
+    launch("conv2d::generic_dgrad", image_kernel<T, Tile, GatheredImage<T, V>, DgradWeight<T, V>>,
+           launch_config<T, Tile>(params, stream), params);
   });
 }
 
 // The partial sums are laid out as [split][filter] and then taps in the order of the reduction index.
 inline SplitSumParams split_sum_params(const GenericParams& params) {
-  const Conv2dProblem& problem = params.problem;
+  const int channels = params.inner_channels.divisor();
   SplitSumParams sum;
   sum.partials = params.workspace;
   sum.output = params.output;
   sum.dtype = params.dtype;
   sum.splits = params.splits;
-  sum.n = problem.k;
-  sum.c = problem.channels_per_group();
-  sum.h = problem.r;
-  sum.w = problem.s;
+  sum.n = params.filters;
+  sum.c = channels;
+  sum.h = params.r;
+  sum.w = params.s;
   if (params.channels_inner) {
-    sum.c = problem.r;
-    sum.h = problem.s;
-    sum.w = problem.channels_per_group();
+    sum.c = params.r;
+    sum.h = params.s;
+    sum.w = channels;
     sum.output.stride_c = params.output.stride_h;
     sum.output.stride_h = params.output.stride_w;
     sum.output.stride_w = params.output.stride_c;
@@ -210,7 +212,7 @@ void launch_wgrad(const GenericParams& params, const Conv2dPlan& plan, cudaStrea
   visit_variant<T>(plan, [&](auto tile_tag, auto vector) {
     using Tile = typename decltype(tile_tag)::type;
     constexpr int V = decltype(vector)::value;
-    launch("conv2d::generic_wgrad", wgrad_kernel<T, Tile, V>, launch_config<T, Tile>(plan, stream), params);
+    launch("conv2d::generic_wgrad", wgrad_kernel<T, Tile, V>, launch_config<T, Tile>(params, stream), params);
   });
   if (plan.splits > 1) launch_split_sum(split_sum_params(params), stream);
 }

@@ -15,16 +15,23 @@ namespace fastcnn {
 //   dgrad    input pixels       channels C/G       (r, s, filter)
 //   wgrad    filters K/G        (r, s, c)          output pixels, cut into `splits`
 // (r, s, c) runs c fastest when channels_inner, (c, r, s) with s fastest when not.
+// From pixel (h, w) of the result, tap (r, s) sees element (h * pixel_h + first_h + r * tap_h, likewise w) of
+// `input`, which has image_h x image_w pixels; dgrad's `input` is the output gradient, and its taps walk
+// backward.
 struct GenericParams {
-  Conv2dProblem problem;
-  DType dtype;
   TensorView input;
   TensorView weight;
-  TensorView grad;
+  TensorView grad;  // wgrad's output gradient
   TensorView output;
   const void* bias;
   void* workspace;
   Activation activation;
+  DType dtype;
+  int filters;        // K, of all groups
+  int group_filters;  // K/G
+  int r, s;
+  int image_h, image_w;
+  int pixel_h, pixel_w, first_h, first_w, tap_h, tap_w;
   bool channels_inner;
   bool vector_store;  // the epilogue writes 4 neighbouring columns as one access
   int splits;
@@ -35,8 +42,16 @@ struct GenericParams {
   FastDiv row_tiles, column_tiles, group_count;
   FastDiv inner_channels, inner_s, inner_rs;  // take a tap index apart
   FastDiv image_width, image_pixels;          // take a pixel index apart
-  FastDiv stride_h, stride_w;                 // dgrad asks which output a tap came from
 };
+
+// A tile's rows, columns and reduction depth; the kernels assert that theirs are these.
+struct TileShape {
+  int rows, columns, depth;
+};
+inline constexpr TileShape kWideTileShape{128, 128, 8};
+inline constexpr TileShape kNarrowTileShape{128, 32, 16};
+inline constexpr int kTileThreads = 256;
+inline constexpr int kTilePad = 4;  // elements between a tile's rows in shared memory
 
 // Fills what the planner decides for the generic path. Throws std::runtime_error where an index would not
 // fit.

@@ -72,12 +72,36 @@ struct TapAt {
   bool valid;
 };
 
-// fprop A: x is an output pixel, k a tap; the input element that the tap sees.
+__device__ inline ImageAt outside() {
+  return {0, kOutside, kOutside};
+}
+
+// The element that the tap at the origin sees from a pixel.
+__device__ inline ImageAt image_at(const GenericParams& params, const Pixel& pixel) {
+  const int h = pixel.h * params.pixel_h + params.first_h;
+  const int w = pixel.w * params.pixel_w + params.first_w;
+  return {pixel.n * params.input.stride_n + h * params.input.stride_h + w * params.input.stride_w, h, w};
+}
+
+__device__ inline TapAt tap_offset(const GenericParams& params, int index, bool valid) {
+  if (!valid) return {0, 0, 0, false};
+  const Tap tap = tap_at(params, index);
+  const int h = tap.r * params.tap_h, w = tap.s * params.tap_w;
+  return {tap.channel * params.input.stride_c + h * params.input.stride_h + w * params.input.stride_w, h, w,
+          true};
+}
+
+__device__ inline bool sees(const GenericParams& params, const ImageAt& pixel, const TapAt& tap) {
+  return tap.valid && static_cast<unsigned>(pixel.h + tap.h) < static_cast<unsigned>(params.image_h) &&
+         static_cast<unsigned>(pixel.w + tap.w) < static_cast<unsigned>(params.image_w);
+}
+
+// fprop A and dgrad A: x is a pixel of the result, k a tap; the element of `input` that the tap sees from
+// there.
 template <class T, int V>
-struct FpropInput {
+struct GatheredImage {
   using Element = T;
   using AtX = ImageAt;
-  static constexpr bool kEpilogue = true;  // bias and activation follow
   static constexpr int kVector = V;
   static constexpr bool kAlongK = V > 1;
 
@@ -86,31 +110,17 @@ struct FpropInput {
   PixelRange pixels;
   int count;  // pixels left from the block's first
 
-  __device__ FpropInput(const GenericParams& p, int64_t first_row, int group)
+  __device__ GatheredImage(const GenericParams& p, int64_t first_row, int group)
       : params(p),
         base(static_cast<const T*>(p.input.data) +
-             int64_t{group} * p.problem.channels_per_group() * p.input.stride_c),
+             int64_t{group} * p.inner_channels.divisor() * p.input.stride_c),
         pixels(p, first_row),
         count(p.rows - first_row > kMostRows ? kMostRows : static_cast<int>(p.rows - first_row)) {}
 
-  __device__ ImageAt at_x(int x) const {
-    if (x >= count) return {0, kOutside, kOutside};
-    const Pixel pixel = pixels.at(x);
-    const int h = pixel.h * params.problem.stride_h - params.problem.pad_top;
-    const int w = pixel.w * params.problem.stride_w - params.problem.pad_left;
-    return {pixel.n * params.input.stride_n + h * params.input.stride_h + w * params.input.stride_w, h, w};
-  }
-  __device__ TapAt at_k(int k, bool valid) const {
-    const Tap tap = tap_at(params, k);
-    const int h = tap.r * params.problem.dilation_h, w = tap.s * params.problem.dilation_w;
-    return {tap.channel * params.input.stride_c + h * params.input.stride_h + w * params.input.stride_w, h, w,
-            valid};
-  }
+  __device__ ImageAt at_x(int x) const { return x < count ? image_at(params, pixels.at(x)) : outside(); }
+  __device__ TapAt at_k(int k, bool valid) const { return tap_offset(params, k, valid); }
   __device__ Vector<T, V> load(const ImageAt& x, const TapAt& k) const {
-    const bool inside = k.valid &&
-                        static_cast<unsigned>(x.h + k.h) < static_cast<unsigned>(params.problem.h) &&
-                        static_cast<unsigned>(x.w + k.w) < static_cast<unsigned>(params.problem.w);
-    return load_global_if<V>(inside, base + (x.offset + k.offset));
+    return load_global_if<V>(sees(params, x, k), base + (x.offset + k.offset));
   }
 
  private:
@@ -122,6 +132,7 @@ template <class T, int V>
 struct FpropWeight {
   using Element = T;
   using AtX = LinearAt;
+  static constexpr bool kEpilogue = true;  // bias and activation follow
   static constexpr int kVector = V;
   static constexpr bool kAlongK = true;
 
@@ -132,7 +143,7 @@ struct FpropWeight {
   __device__ FpropWeight(const GenericParams& p, int first_column, int group)
       : params(p),
         base(static_cast<const T*>(p.weight.data) +
-             (int64_t{group} * p.problem.filters_per_group() + first_column) * p.weight.stride_n),
+             (int64_t{group} * p.group_filters + first_column) * p.weight.stride_n),
         first(first_column) {}
 
   __device__ LinearAt at_x(int x) const { return {x * params.weight.stride_n, first + x < params.columns}; }
@@ -147,58 +158,12 @@ struct FpropWeight {
   }
 };
 
-// dgrad A: x is an input pixel, k a tap of a filter; the output gradient that this tap carried to the pixel,
-// if any: h + pad_top - r * dilation_h must be a multiple p * stride_h with p < P.
-template <class T, int V>
-struct DgradGrad {
-  using Element = T;
-  using AtX = ImageAt;
-  static constexpr bool kEpilogue = false;
-  static constexpr int kVector = V;
-  static constexpr bool kAlongK = V > 1;
-
-  const GenericParams& params;
-  const T* base;
-  PixelRange pixels;
-  int count;
-
-  __device__ DgradGrad(const GenericParams& p, int64_t first_row, int group)
-      : params(p),
-        base(static_cast<const T*>(p.grad.data) +
-             int64_t{group} * p.problem.filters_per_group() * p.grad.stride_c),
-        pixels(p, first_row),
-        count(p.rows - first_row > kMostRows ? kMostRows : static_cast<int>(p.rows - first_row)) {}
-
-  __device__ ImageAt at_x(int x) const {
-    if (x >= count) return {0, kOutside, kOutside};
-    const Pixel pixel = pixels.at(x);
-    return {pixel.n * params.grad.stride_n, pixel.h + params.problem.pad_top,
-            pixel.w + params.problem.pad_left};
-  }
-  __device__ TapAt at_k(int k, bool valid) const {
-    const Tap tap = tap_at(params, k);
-    return {tap.channel * params.grad.stride_c, tap.r * params.problem.dilation_h,
-            tap.s * params.problem.dilation_w, valid};
-  }
-  __device__ Vector<T, V> load(const ImageAt& x, const TapAt& k) const {
-    const int h = x.h - k.h, w = x.w - k.w;
-    int h_rest = 0, w_rest = 0;
-    const int p = params.stride_h.divide(h, h_rest), q = params.stride_w.divide(w, w_rest);
-    const bool inside = k.valid && h >= 0 && w >= 0 && h_rest == 0 && w_rest == 0 && p < params.problem.p &&
-                        q < params.problem.q;
-    return load_global_if<V>(
-        inside, base + (x.offset + k.offset + p * params.grad.stride_h + q * params.grad.stride_w));
-  }
-
- private:
-  static constexpr int kMostRows = 1 << 20;  // more than a tile has
-};
-
 // dgrad B: x is an input channel, k a tap of a filter.
 template <class T, int V>
 struct DgradWeight {
   using Element = T;
   using AtX = LinearAt;
+  static constexpr bool kEpilogue = false;
   static constexpr int kVector = V;
   static constexpr bool kAlongK = V == 1;
 
@@ -208,8 +173,7 @@ struct DgradWeight {
 
   __device__ DgradWeight(const GenericParams& p, int first_column, int group)
       : params(p),
-        base(static_cast<const T*>(p.weight.data) +
-             int64_t{group} * p.problem.filters_per_group() * p.weight.stride_n +
+        base(static_cast<const T*>(p.weight.data) + int64_t{group} * p.group_filters * p.weight.stride_n +
              first_column * p.weight.stride_c),
         first(first_column) {}
 
@@ -241,12 +205,12 @@ struct WgradGrad {
   __device__ WgradGrad(const GenericParams& p, int first_row, int group, int64_t first_pixel)
       : params(p),
         base(static_cast<const T*>(p.grad.data) +
-             (int64_t{group} * p.problem.filters_per_group() + first_row) * p.grad.stride_c),
+             (int64_t{group} * p.group_filters + first_row) * p.grad.stride_c),
         pixels(p, first_pixel),
         first(first_row) {}
 
   __device__ LinearAt at_x(int x) const {
-    return {x * params.grad.stride_c, first + x < params.problem.filters_per_group()};
+    return {x * params.grad.stride_c, first + x < params.group_filters};
   }
   __device__ LinearAt at_k(int k, bool valid) const {
     const Pixel pixel = pixels.at(k);
@@ -274,28 +238,16 @@ struct WgradInput {
   __device__ WgradInput(const GenericParams& p, int first_column, int group, int64_t first_pixel)
       : params(p),
         base(static_cast<const T*>(p.input.data) +
-             int64_t{group} * p.problem.channels_per_group() * p.input.stride_c),
+             int64_t{group} * p.inner_channels.divisor() * p.input.stride_c),
         pixels(p, first_pixel),
         first(first_column) {}
 
-  __device__ TapAt at_x(int x) const {
-    const Tap tap = tap_at(params, first + x);
-    const int h = tap.r * params.problem.dilation_h, w = tap.s * params.problem.dilation_w;
-    return {tap.channel * params.input.stride_c + h * params.input.stride_h + w * params.input.stride_w, h, w,
-            first + x < params.columns};
-  }
+  __device__ TapAt at_x(int x) const { return tap_offset(params, first + x, first + x < params.columns); }
   __device__ ImageAt at_k(int k, bool valid) const {
-    if (!valid) return {0, kOutside, kOutside};
-    const Pixel pixel = pixels.at(k);
-    const int h = pixel.h * params.problem.stride_h - params.problem.pad_top;
-    const int w = pixel.w * params.problem.stride_w - params.problem.pad_left;
-    return {pixel.n * params.input.stride_n + h * params.input.stride_h + w * params.input.stride_w, h, w};
+    return valid ? image_at(params, pixels.at(k)) : outside();
   }
   __device__ Vector<T, V> load(const TapAt& x, const ImageAt& k) const {
-    const bool inside = x.valid &&
-                        static_cast<unsigned>(x.h + k.h) < static_cast<unsigned>(params.problem.h) &&
-                        static_cast<unsigned>(x.w + k.w) < static_cast<unsigned>(params.problem.w);
-    return load_global_if<V>(inside, base + (x.offset + k.offset));
+    return load_global_if<V>(sees(params, k, x), base + (x.offset + k.offset));
   }
 };
 

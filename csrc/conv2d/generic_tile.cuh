@@ -13,6 +13,7 @@
 #include "common/dtype.h"
 #include "common/memory.cuh"
 #include "common/shared.cuh"
+#include "conv2d/generic.h"
 
 namespace fastcnn::generic {
 
@@ -24,20 +25,19 @@ struct Tile {
   static constexpr int kWarpRows = WarpRows_, kWarpColumns = WarpColumns_;
   static constexpr int kThreads = 32 * kWarpRows * kWarpColumns;
   static_assert(kLaneRows * kTM * kWarpRows == kBM && kLaneColumns * kTN * kWarpColumns == kBN);
-  static_assert(kTM % kRun == 0 && kTN % kRun == 0);
+  static_assert(kTM % kRun == 0 && kTN % kRun == 0 && kThreads == kTileThreads);
 };
 
 // BK = 8 at the wide tile: with 16, the elements in flight push it past the 128 registers that let two blocks
 // share an SM.
-using WideTile = Tile<128, 128, 8, 8, 8, 4, 2>;
-using NarrowTile = Tile<128, 32, 16, 4, 4, 8, 1>;
+using WideTile = Tile<kWideTileShape.rows, kWideTileShape.columns, kWideTileShape.depth, 8, 8, 4, 2>;
+using NarrowTile = Tile<kNarrowTileShape.rows, kNarrowTileShape.columns, kNarrowTileShape.depth, 4, 4, 8, 1>;
 
 // Operand tiles, two buffers each. A padded row keeps 16-byte alignment and spreads transposing stores over
 // banks.
 template <class Acc, class Tile>
 struct SharedLayout {
-  static constexpr int kPad = 4;
-  static constexpr int kRowA = Tile::kBM + kPad, kRowB = Tile::kBN + kPad;
+  static constexpr int kRowA = Tile::kBM + kTilePad, kRowB = Tile::kBN + kTilePad;
   SharedArray<Acc, 2 * Tile::kBK * kRowA> a;
   SharedArray<Acc, 2 * Tile::kBK * kRowB> b;
 };

@@ -27,7 +27,7 @@ inline int images_per_launch(int images, int64_t image_pixels, int pixel_threads
                              " pixels is too large, at most " + std::to_string(pixels) +
                              " are supported: cut the image");
   }
-  if (images == 0 || image_pixels == 0) return 1;
+  if (images == 0 || image_pixels == 0) return std::max(1, images);
   return static_cast<int>(std::min<int64_t>(images, pixels / image_pixels));
 }
 

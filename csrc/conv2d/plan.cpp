@@ -1,14 +1,32 @@
 #include "conv2d/plan.h"
 
+#include <stdexcept>
 #include <string>
 
 #include "conv2d/generic.h"
 
 namespace fastcnn {
 
+void check_indexable(int64_t value, const char* what) {
+  constexpr int64_t kLimit = (int64_t{1} << 31) - (int64_t{1} << 22);
+  if (value > kLimit) {
+    throw std::runtime_error(std::string("fastcnn conv2d: ") + what + " is " + std::to_string(value) +
+                             ", more than kernels can index");
+  }
+}
+
 Conv2dPlan plan_conv2d(Conv2dPass pass, const Conv2dParams& params, const Chip& chip) {
+  const Conv2dProblem& problem = params.problem;
+  const int64_t taps = int64_t{problem.r} * problem.s;
+  check_indexable(int64_t{problem.h} * problem.w, "an input image's pixel count");
+  check_indexable(int64_t{problem.p} * problem.q, "an output image's pixel count");
+  check_indexable(taps, "the kernel size");
+  check_indexable(taps * problem.c, "channels * kernel size");
+  check_indexable(taps * problem.k, "filters * kernel size");
+  check_indexable(taps * problem.channels_per_group() * problem.k, "the weight's element count");
+
   Conv2dPlan plan;
-  if (params.problem.depthwise()) {
+  if (problem.depthwise()) {
     plan.path = Conv2dPath::kDepthwise;
     plan.depthwise = plan_depthwise(pass, params, chip);
     plan.workspace_bytes = plan.depthwise.workspace_bytes;
@@ -60,6 +78,8 @@ PlanText describe(const Conv2dPlan& plan, Conv2dPass pass) {
                     ? "any shape, on FMA units; channels lie contiguous and aligned: 16-byte loads"
                     : "any shape, on FMA units; channels do not come in contiguous, aligned 16 bytes: one "
                       "element per load";
+  if (plan.launches > 1)
+    text.reason += "; " + std::to_string(plan.launches) + " launches, one a phase of the stride";
   text.grid = plan.grid;
   text.threads = plan.threads;
   text.shared_bytes = static_cast<size_t>(plan.shared_bytes);

@@ -27,9 +27,13 @@ struct Conv2dPlan {
   int64_t grid = 0;
   int threads = 0;
   int shared_bytes = 0;
+  int launches = 1;  // dgrad takes one for each phase of the stride
 
   DepthwisePlan depthwise;  // kDepthwise
 };
+
+// Throws std::runtime_error where a count does not fit the 32-bit indices of the kernels.
+void check_indexable(int64_t value, const char* what);
 
 // Addresses count only by their alignment; null ones count as aligned, so that a plan can be made without
 // tensors.

@@ -64,28 +64,25 @@ int index_bytes(Pool2dIndex index) {
   return 0;
 }
 
-bool view_fits(const TensorView& view, const int64_t (&size)[4], int64_t vector, int64_t element_bytes) {
-  const int64_t access = std::min<int64_t>(vector * element_bytes, 16);
-  if (reinterpret_cast<uintptr_t>(view.data) % access != 0 || view.stride_c != 1) return false;
-  // Along an axis of one element the stride is never walked.
-  return (size[0] == 1 || view.stride_n % vector == 0) && (size[2] == 1 || view.stride_h % vector == 0) &&
-         (size[3] == 1 || view.stride_w % vector == 0);
+// A tensor of the layer's input size, or of its output size.
+bool view_fits(const TensorView& view, const Pool2dProblem& problem, bool large, int vector,
+               int element_bytes) {
+  return channels_align(view, problem.n, large ? problem.h : problem.p, large ? problem.w : problem.q, vector,
+                        element_bytes);
 }
 
 }  // namespace
 
 bool pool2d_vectors_fit(const Pool2dCall& call) {
   const Pool2dProblem& problem = call.problem;
-  const int64_t bytes = dtype_size(call.dtype);
-  const int64_t vector = 16 / bytes;
+  const int bytes = dtype_size(call.dtype);
+  const int vector = 16 / bytes;
   if (problem.c % vector != 0) return false;
-  const int64_t large[4] = {problem.n, problem.c, problem.h, problem.w};
-  const int64_t small[4] = {problem.n, problem.c, problem.p, problem.q};
   const bool walks_input = pool2d_walks_input(call.op);
-  return view_fits(call.input, walks_input ? small : large, vector, bytes) &&
-         view_fits(call.output, walks_input ? large : small, vector, bytes) &&
+  return view_fits(call.input, problem, !walks_input, vector, bytes) &&
+         view_fits(call.output, problem, walks_input, vector, bytes) &&
          (call.index == Pool2dIndex::kNone ||
-          view_fits(call.indices, small, vector, index_bytes(call.index)));
+          view_fits(call.indices, problem, false, vector, static_cast<int>(index_bytes(call.index))));
 }
 
 Pool2dPlan plan_pool2d(const Pool2dCall& call, const Chip& chip) {

@@ -38,20 +38,9 @@ __device__ inline word_t<Bytes> ld_global(const void* address) {
   return __ldg(static_cast<const word_t<Bytes>*>(address));
 }
 
-// For data read once: leaves the caches to what is read again.
-template <int Bytes>
-__device__ inline word_t<Bytes> ld_global_streaming(const void* address) {
-  return __ldcs(static_cast<const word_t<Bytes>*>(address));
-}
-
 template <int Bytes>
 __device__ inline void st_global(void* address, word_t<Bytes> value) {
   *static_cast<word_t<Bytes>*>(address) = value;
-}
-
-template <int Bytes>
-__device__ inline void st_global_streaming(void* address, word_t<Bytes> value) {
-  __stcs(static_cast<word_t<Bytes>*>(address), value);
 }
 
 }  // namespace fastcnn::ptx

@@ -221,3 +221,77 @@ def test_images_more_than_two_to_the_31_elements_apart(chip):
         ),
     ):
         assert torch.equal(near, far)
+
+
+@pytest.mark.parametrize("stride", [2, 3, 5])
+def test_a_tap_spoils_only_what_it_reaches(chip, stride):
+    """A NaN in one weight stays out of the pixels that its tap never sees."""
+    chip(132)
+    w = torch.ones(1, 2, 3, 3)
+    w[0, 0, 0, 1] = float("nan")
+    dy = torch.ones(1, 1, 2, 2)
+    size = 2 * stride + 1
+    x = torch.zeros(1, 2, size, size, requires_grad=True)
+    (expected,) = torch.autograd.grad(F.conv2d(x, w, stride=stride, padding=1)[..., :2, :2], x, dy)
+    full = torch.zeros(1, 1, *F.conv2d(x, w, stride=stride, padding=1).shape[2:])
+    full[..., :2, :2] = dy
+    dx = OPS.conv2d_dgrad(full, w, size, size, stride, stride, 1, 1, 1, 1, 1, 1, 1, False, False)
+    assert dx.isnan().sum() >= expected.isnan().sum() > 0
+    # A zero of `full` times the NaN is NaN too, but only where stride and tap meet.
+    reached = torch.zeros(size, size, dtype=torch.bool)
+    reached[stride - 1 :: stride, ::stride] = True
+    assert not dx[0, 0][~reached].isnan().any()
+    assert not dx[0, 1].isnan().any()
+
+
+@pytest.mark.parametrize(
+    ("stride", "dilation", "kernel"), [(2, 1, 3), (2, 2, 3), (3, 2, 4), (4, 6, 3), (5, 1, 2), (6, 4, 5)]
+)
+def test_dgrad_runs_once_a_phase(chip, stride, dilation, kernel):
+    """Each phase of the stride is a launch over its own taps; together they multiply no tap in vain."""
+    chip(132)
+    size = dilation * (kernel - 1) + 1 + 2 * stride
+    launches = check(
+        (2, 8, size, size), (8, 8, kernel, kernel), torch.float32, "nhwc", stride=stride, dilation=dilation
+    )
+    dgrads = [launch for launch in launches if launch["name"] == "conv2d::generic_dgrad"]
+    assert len(dgrads) == stride**2
+
+
+def test_pointwise_weights_are_read_16_bytes_at_a_time(chip):
+    """The strides of a 1x1 weight's last axes say nothing about its layout."""
+    chip(132)
+    x = integers(1, 32, 4, 4, dtype=torch.float32, seed=1).contiguous(memory_format=torch.channels_last)
+    w = integers(32, 32, 1, 1, dtype=torch.float32, seed=2)
+    assert w.stride() == (32, 1, 1, 1)
+    controls().reset()
+    y = OPS.conv2d(x, w, None, 1, 1, 0, 0, 0, 0, 1, 1, 1, "none", False)
+    assert torch.equal(y, F.conv2d(x, w))
+    assert launched()[0]["global_loads"][4] == 0
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_one_channel_and_one_filter_is_depthwise(chip, layout):
+    """A product of one column would waste 31 of 32."""
+    chip(132)
+    launches = check((2, 1, 9, 8), (1, 1, 3, 3), torch.float32, layout, padding=1)
+    assert all("depthwise" in launch["name"] or "split_sum" in launch["name"] for launch in launches)
+
+
+@pytest.mark.parametrize(
+    ("input_shape", "weight_shape", "groups"),
+    [((1, 2), (2, 1), 2), ((1, 1), (2, 1), 1)],
+    ids=["depthwise", "dense"],
+)
+def test_a_kernel_past_32_bits_is_refused(chip, input_shape, weight_shape, groups):
+    x = torch.zeros(1, 1, 1, 1).expand(*input_shape, 65536, 65536)
+    w = torch.zeros(1, 1, 1, 1).expand(*weight_shape, 65536, 65536)
+    with pytest.raises(RuntimeError, match="more than kernels can index"):
+        OPS.conv2d(x, w, None, 1, 1, 0, 0, 0, 0, 1, 1, groups, "none", False)
+
+
+def test_out_of_memory_says_so(chip):
+    x = torch.zeros(1, 1, 1, 1).expand(1 << 20, 1, 64, 64)
+    w = torch.zeros(1, 1, 1, 1).expand(1 << 20, 1, 1, 1)
+    with pytest.raises(RuntimeError, match=r"out of memory: .* \[1048576, 1048576, 64, 64\]"):
+        OPS.conv2d(x, w, None, 1, 1, 0, 0, 0, 0, 1, 1, 1, "none", False)

@@ -44,19 +44,9 @@ inline word_t<Bytes> ld_global(const void* address) {
 }
 
 template <int Bytes>
-inline word_t<Bytes> ld_global_streaming(const void* address) {
-  return ld_global<Bytes>(address);
-}
-
-template <int Bytes>
 inline void st_global(void* address, word_t<Bytes> value) {
   emulator::check_global_write<Bytes>(address);
   memcpy(address, &value, Bytes);
-}
-
-template <int Bytes>
-inline void st_global_streaming(void* address, word_t<Bytes> value) {
-  st_global<Bytes>(address, value);
 }
 
 }  // namespace fastcnn::ptx
