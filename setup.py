@@ -31,7 +31,9 @@ def cuda_extension(home: Path) -> tuple[Extension, type]:
     os.environ.setdefault("MAX_JOBS", str(cuda.default_jobs()))
 
     generated = ROOT / "build" / "generated"
-    build_info.write_header(generated, "cuda", architectures, cuda.nvcc_version(home), torch.__version__)
+    information = build_info.write_header(
+        generated, "cuda", architectures, cuda.nvcc_version(home), torch.__version__
+    )
     torch_include = Path(torch.__file__).parent / "include"
     includes = ["-isystem", str(torch_include), "-isystem", str(home / "include")]
     defines = [
@@ -41,10 +43,14 @@ def cuda_extension(home: Path) -> tuple[Extension, type]:
         "-DFASTCNN_DISPATCH_KEY=CUDA",
     ]
     common = ["-std=c++17", "-O3", *defines, *includes]
-    sources = sorted(path for pattern in ("*.cpp", "*.cu") for path in (ROOT / "csrc").rglob(pattern))
+    files = build_info.source_files(ROOT / "csrc")
+    sources = [path for path in files if path.suffix in (".cpp", ".cu")]
+    # Without ninja, these alone tell setuptools that a library built before is out of date.
+    headers = [path for path in files if path not in sources]
     extension = Extension(
         "fastcnn._C",
         sources=[os.path.relpath(path, ROOT) for path in sources],
+        depends=[os.path.relpath(path, ROOT) for path in (*headers, information)],
         include_dirs=[str(ROOT / "csrc"), str(generated)],
         extra_compile_args={
             "cxx": [*common, "-Wall", "-Wextra", "-fvisibility=hidden"],

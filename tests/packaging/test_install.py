@@ -1,5 +1,6 @@
 """Installing where the CUDA library is not built: one sentence, a pure wheel, no torch asked for."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -10,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from build_support import backend, cuda
+from build_support.build_info import source_files
 from fastcnn._version import __version__
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run_setup(tmp_path: Path, *command: str, **environ: str) -> subprocess.CompletedProcess:
+def copy_sources(tmp_path: Path) -> Path:
     source = tmp_path / "source"
     source.mkdir()
     for name in ("LICENSE", "MANIFEST.in", "README.md", "pyproject.toml", "setup.py"):
@@ -23,9 +25,13 @@ def run_setup(tmp_path: Path, *command: str, **environ: str) -> subprocess.Compl
     skip = shutil.ignore_patterns("__pycache__", "*.so")
     for name in ("build_support", "csrc", "fastcnn"):
         shutil.copytree(ROOT / name, source / name, ignore=skip)
+    return source
+
+
+def run_setup(tmp_path: Path, *command: str, **environ: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "setup.py", "-q", *command],
-        cwd=source,
+        cwd=copy_sources(tmp_path),
         env={**os.environ, **environ},
         capture_output=True,
         text=True,
@@ -70,6 +76,34 @@ def test_metadata_needs_no_torch_where_nvcc_is(tmp_path, command):
     building.mkdir()
     done = run_setup(building, "bdist_wheel", "-d", str(building / "dist"), **environ)
     assert "torch is not there yet" in done.stderr
+
+
+def test_the_library_is_out_of_date_when_any_source_or_header_is_edited(tmp_path):
+    source = copy_sources(tmp_path)
+    nvcc = tmp_path / "cuda" / "bin" / "nvcc"
+    nvcc.parent.mkdir(parents=True)
+    nvcc.write_text("#!/bin/sh\necho 'Cuda compilation tools, release 13.0, V13.0.1'\n")
+    nvcc.chmod(0o755)
+    (tmp_path / "cuda" / "lib64").mkdir()
+    (tmp_path / "cuda" / "lib64" / "libcudart_static.a").touch()
+    code = (
+        "import json, setuptools; from distutils.core import run_setup; "
+        "extension, = run_setup('setup.py', ['build_ext'], stop_after='init').ext_modules; "
+        "print(json.dumps(extension.sources + extension.depends))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=source,
+        env={**os.environ, "CUDA_HOME": str(tmp_path / "cuda")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    watched = json.loads(done.stdout.splitlines()[-1])
+    files = {f"csrc/{path.relative_to(source / 'csrc')}" for path in source_files(source / "csrc")}
+    assert len(files) > 50
+    assert sorted(watched) == sorted({*files, "build/generated/fastcnn_build_info.h"})
 
 
 @pytest.mark.parametrize(
