@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -9,6 +10,21 @@ import pytest
 import torch
 
 from fastcnn import _library
+from tests.emulator import EmulatorUnavailable
+
+#: Set to 1, a test that would be skipped because the emulator cannot be built fails.
+REQUIRE_EMULATOR = "FASTCNN_REQUIRE_EMULATOR"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Iterator[None]:
+    report = yield
+    if report.skipped and call.excinfo and os.environ.get(REQUIRE_EMULATOR) == "1":
+        missing = isinstance(call.excinfo.value.__context__, EmulatorUnavailable)
+        if missing and item.get_closest_marker("cuda") is None:
+            report.outcome = "failed"
+            report.longrepr = f"{REQUIRE_EMULATOR} is 1, but {call.excinfo.value}"
+    return report
 
 
 @dataclass(frozen=True)
@@ -32,7 +48,7 @@ def emulated_library() -> None:
 
         try:
             path = emulator.build()
-        except emulator.EmulatorUnavailable as reason:
+        except EmulatorUnavailable as reason:
             pytest.skip(f"the emulator cannot be built: {reason}")
         in_use = "cpu" in _library.KERNEL_DEVICES
         _library.load(path)
