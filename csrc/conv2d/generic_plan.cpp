@@ -175,10 +175,9 @@ GenericParams phase_params(const GenericParams& whole, const Conv2dProblem& prob
               result.dtype);
   result.weight.stride_h *= h.tap_step;
   result.weight.stride_w *= w.tap_step;
-  const bool reached = h.taps > 0 && w.taps > 0;
   set_taps(result, h.taps, w.taps);
   const Extent extent{int64_t{problem.n} * h.count * w.count, problem.channels_per_group(),
-                      reached ? int64_t{h.taps} * w.taps * problem.filters_per_group() : 0};
+                      int64_t{h.taps} * w.taps * problem.filters_per_group()};
   set_product(result, extent, h.count, w.count, plan);
   result.vector_store = can_store_vectors(result, problem.n, h.count, w.count);
   return result;

@@ -161,17 +161,21 @@ def test_operands_are_read_once_per_tile(chip):
     assert launch["global_bytes_written"] == 4 * 128 * 128
 
 
-def first_channels(tensor: torch.Tensor) -> torch.Tensor:
-    """The same values as the first of 8 NHWC channels: every pixel on a 16-byte boundary."""
+def channel_slice(tensor: torch.Tensor, memory_channels: int, first: int) -> torch.Tensor:
+    """The same values as some channels of a wider NHWC tensor."""
     n, c, h, w = tensor.shape
-    larger = torch.full((n, 8, h, w), 99.0, dtype=tensor.dtype).contiguous(memory_format=torch.channels_last)
-    larger[:, :c] = tensor
-    return larger[:, :c]
+    wide = torch.full((n, memory_channels, h, w), 99.0, dtype=tensor.dtype)
+    view = wide.contiguous(memory_format=torch.channels_last)[:, first : first + c]
+    return view.copy_(tensor)
 
 
-@pytest.mark.parametrize(("channels", "filters"), [(6, 8), (8, 6)])
-def test_aligned_pixels_with_a_broken_last_vector(chip, channels, filters):
-    """Channels past the last are other channels of the memory, not zeros."""
+@pytest.mark.parametrize(
+    ("channels", "filters", "memory_channels", "first"),
+    [(6, 8, 8, 0), (8, 6, 8, 0), (8, 8, 9, 0), (8, 8, 12, 1), (8, 8, 12, 2), (8, 8, 12, 4)],
+    ids=["part-vector-c", "part-vector-k", "odd-stride", "off-by-4-bytes", "off-by-8-bytes", "aligned"],
+)
+def test_channel_slices(chip, channels, filters, memory_channels, first):
+    """Vectors only where every pixel has whole, aligned ones; what lies beside the channels is not read."""
     chip(132)
     x = integers(2, channels, 5, 4, dtype=torch.float32, seed=1)
     w = integers(filters, channels, 3, 3, dtype=torch.float32, seed=2)
@@ -186,8 +190,12 @@ def test_aligned_pixels_with_a_broken_last_vector(chip, channels, filters):
         )
 
     plain = results(x, w, dy)
-    sliced = results(first_channels(x), first_channels(w), first_channels(dy))
+    controls().reset()
+    sliced = results(*(channel_slice(t, memory_channels, first) for t in (x, w, dy)))
     assert all(torch.equal(a, b) for a, b in zip(plain, sliced, strict=True))
+    aligned = channels % 4 == filters % 4 == memory_channels % 4 == first % 4 == 0
+    if aligned:
+        assert all(launch["global_loads"][16] > 0 for launch in launched())
 
 
 def far_images(tensor: torch.Tensor) -> torch.Tensor:
