@@ -58,9 +58,11 @@ def build(name: str, *, num_classes: int, in_channels: int, image_size: int) -> 
     """Build the model called `name`: one of `MODELS`, or "module:function" for a function of the user's.
 
     A user's function is called with those of the keywords num_classes, in_channels and image_size that it
-    names, and with num_classes where it takes any (**kwargs, as torchvision's models); its module is looked up from the current folder too; torch's convolution and pooling layers in
-    what it returns are swapped for fastcnn's by `fastcnn.convert`. Raises `ModelError` where the name leads
-    nowhere, the sizes don't fit the model or the function fails.
+    names, and with num_classes where it takes any (**kwargs, as torchvision's models do); its module is
+    looked up from the current folder too; torch's convolution and pooling layers in what it returns are
+    swapped for fastcnn's by `fastcnn.convert`. That runs the code of the module, so `name` must come from
+    somebody trusted. Raises `ModelError` where the name leads nowhere, the sizes don't fit the model or the
+    function fails.
     """
     sizes = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
     if name in MODELS:

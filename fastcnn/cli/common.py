@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ..data import Batches, ImageSet, Skipped
-from ..models import build
+from ..models import ModelError, build
 from ..training import Run, RunConfig
 from .errors import UserError
 
@@ -37,11 +37,26 @@ def find_device(name: str | None) -> torch.device:
 
 
 def build_model(config: RunConfig) -> nn.Module:
-    """The untrained model of a run."""
+    """The untrained model of a run. Raises `ModelError` where it doesn't take the run's images."""
     data = config.data
-    return build(
-        config.model, num_classes=len(data.classes), in_channels=data.channels, image_size=data.image_size
-    )
+    classes = len(data.classes)
+    model = build(config.model, num_classes=classes, in_channels=data.channels, image_size=data.image_size)
+    shape = (1, data.channels, data.image_size, data.image_size)
+    try:
+        with torch.no_grad():
+            gave = tuple(model.eval()(torch.zeros(shape)).shape)
+    except Exception as error:  # a user's code can raise anything
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(
+            f"the model {config.model} does not take images of shape {shape} ({said}): see --channels and "
+            f"--image-size"
+        ) from error
+    if gave != (1, classes):
+        raise ModelError(
+            f"the model {config.model} gave shape {gave} for one image, expected one number for each of "
+            f"{classes} classes, (1, {classes})"
+        )
+    return model.train()
 
 
 def trained_model(run: Run, which: str, device: torch.device) -> nn.Module:
@@ -61,17 +76,24 @@ def evaluation_batches(
     )
 
 
-def report_skipped(skipped: Sequence[Skipped], base: Path | None = None) -> None:
-    """Count and name the unreadable files on stderr."""
+def report_skipped(skipped: Sequence[Skipped], base: Path | None = None, run: Run | None = None) -> None:
+    """Count and name the unreadable files on stderr: all of them, or the first of many where `run` keeps the
+    whole list."""
     if not skipped:
         return
-    print(f"skipped {count(len(skipped), 'unreadable file')}:", file=sys.stderr)
-    for item in skipped[:NAMED_AT_MOST]:
+    lines = []
+    for item in skipped:
         inside = base is not None and item.path.is_relative_to(base)
-        path = item.path.relative_to(base) if inside else item.path
-        print(f"  {path}: {item.reason}", file=sys.stderr)
-    if len(skipped) > NAMED_AT_MOST:
-        print(f"  and {len(skipped) - NAMED_AT_MOST:,} more", file=sys.stderr)
+        lines.append(f"{item.path.relative_to(base) if inside else item.path}: {item.reason}")
+    shown = len(lines)
+    if run is not None:
+        run.save_skipped(lines)
+        shown = NAMED_AT_MOST
+    print(f"skipped {count(len(lines), 'unreadable file')}:", file=sys.stderr)
+    for line in lines[:shown]:
+        print(f"  {line}", file=sys.stderr)
+    if len(lines) > shown:
+        print(f"  and {len(lines) - shown:,} more: all are in {run.path / 'skipped.txt'}", file=sys.stderr)
 
 
 def count(number: int, noun: str) -> str:

@@ -1,5 +1,6 @@
 """Parsing and dispatch. Nothing heavy is imported before the sub-command is known."""
 
+import io
 import os
 import signal
 import sys
@@ -15,6 +16,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: that of the process) and return its exit status: 0 for success, 1
     for a target that was missed or nothing predicted, 2 for what the user can mend, 130 after Ctrl-C."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Names of folders and files need not be text.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        status = _run(argv)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # The reader of our output has gone, as `head` does; the flush at exit must not fail on it too.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _run(argv: Sequence[str]) -> int:
     if argv[:1] == ["info"]:
         from ..info import main as info
 
@@ -29,10 +44,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _dispatch(arguments)
     except (UserError, DataError, ModelError, RunError, MissingExtraError) as error:
         return _fail(str(error))
-    except BrokenPipeError:
-        # The reader of our output has gone, as `head` does; the flush at exit must not fail on it too.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED

@@ -9,6 +9,11 @@ from .._version import __version__
 
 MODELS_HELP = "small_cnn, or module:function for your own (called with num_classes, in_channels, image_size)"
 
+TRUST = (
+    "A run's own model (module:function) is imported from where its config.json says: open only run folders "
+    "that you trust."
+)
+
 
 class Parser(argparse.ArgumentParser):
     """Complains in one sentence."""
@@ -58,7 +63,7 @@ def _add_train(commands) -> None:
         help="decode at once and keep sets of at most N MiB, larger ones batch by batch; default 2048",
     )
     group = parser.add_argument_group("training")
-    group.add_argument("--epochs", type=positive_int, metavar="N", help="default 50")
+    group.add_argument("--epochs", type=positive_int, metavar="N", help="default 30")
     group.add_argument(
         "--steps-per-epoch", type=positive_int, metavar="N", help="default: one pass over the images"
     )
@@ -99,14 +104,16 @@ def _add_eval(commands) -> None:
     parser = commands.add_parser(
         "eval",
         help="loss and accuracy of a trained run",
-        description="Loss and accuracy of a trained run, on its own test images or on others.",
+        description="Loss and accuracy of a trained run, on its own test images or on others. " + TRUST,
     )
     parser.add_argument("run", metavar="RUN", help="a run folder")
     parser.add_argument(
         "data",
         nargs="?",
         metavar="DATA",
-        help="digits or a folder as for train; default: the run's test images",
+        help="a folder of other images with the same classes, all of which are used (those of its test/ or "
+        "else val/ where it has splits); default, and where it is the run's own folder: the run's test "
+        "images",
     )
     parser.add_argument("--json", action="store_true", help="print a JSON object")
     _add_inference(parser)
@@ -116,7 +123,7 @@ def _add_predict(commands) -> None:
     parser = commands.add_parser(
         "predict",
         help="class and probability of images",
-        description="Class and probability of each image, by a trained run.",
+        description="Class and probability of each image, by a trained run. " + TRUST,
     )
     parser.add_argument("run", metavar="RUN", help="a run folder")
     parser.add_argument("files", nargs="+", metavar="FILE", help="image files, or folders of them")

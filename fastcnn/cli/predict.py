@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from .._extras import check_installed
-from ..data import Skipped, find_readable_paths
+from ..data import ImageSet, Skipped, find_readable_paths
 from ..data.sets import decode_all
 from ..training import Run, Trainer
-from .common import find_device, report_skipped, trained_model
+from .common import evaluation_batches, find_device, report_skipped, trained_model
 from .progress import say
 
 
@@ -32,7 +32,7 @@ def main(arguments: argparse.Namespace) -> int:
         if not arguments.json:
             say(_line(prediction, width))
     if arguments.json:
-        say(json.dumps(found, indent=2, ensure_ascii=False))
+        say(json.dumps(found, indent=2))
     report_skipped(skipped)
     return 0 if found else 1
 
@@ -41,22 +41,23 @@ def _predict(
     trainer: Trainer, run: Run, paths: list[Path], top_k: int, batch_size: int, skipped: list[Skipped]
 ) -> Iterator[dict[str, Any]]:
     data = run.config.data
-    mean = torch.tensor(data.mean).view(-1, 1, 1)
-    std = torch.tensor(data.std).view(-1, 1, 1)
     for start in range(0, len(paths), batch_size):
         part = paths[start : start + batch_size]
         images, kept, unreadable = decode_all(part, data.image_size, data.channels)
         skipped += unreadable
         if not kept:
             continue
-        logits = trainer.predict((images.float() - mean) / std, batch_size=batch_size)
+        unlabelled = ImageSet(images, torch.zeros(len(kept), dtype=torch.int64), [str(part[i]) for i in kept])
+        logits = trainer.predict(evaluation_batches(unlabelled, run.config, trainer.device, batch_size))
         probabilities, labels = logits.softmax(1).topk(min(top_k, len(data.classes)), dim=1)
-        for position, values, numbers in zip(kept, probabilities.tolist(), labels.tolist(), strict=True):
+        for name, values, numbers in zip(
+            unlabelled.names, probabilities.tolist(), labels.tolist(), strict=True
+        ):
             top = [
                 {"class": data.classes[number], "probability": value}
                 for number, value in zip(numbers, values, strict=True)
             ]
-            record = {"file": str(part[position]), **top[0]}
+            record = {"file": name, **top[0]}
             yield record if top_k == 1 else {**record, "top": top}
 
 

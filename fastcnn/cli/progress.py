@@ -14,8 +14,8 @@ _REFRESH = 0.1
 
 
 def is_terminal() -> bool:
-    """Whether live bars make sense."""
-    return require("rich.console").Console().is_terminal
+    """Whether live bars make sense. rich alone believes FORCE_COLOR, which says nothing about pipes."""
+    return sys.stdout.isatty() and require("rich.console").Console().is_terminal
 
 
 @contextmanager

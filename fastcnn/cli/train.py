@@ -21,6 +21,7 @@ from .common import build_model, count, evaluation_batches, find_device, report_
 from .errors import UserError
 from .interrupts import stops
 from .progress import TrainingProgress, clock, reading_progress, say
+from .threads import suitable_threads
 
 TRAINING_FLAGS = {
     "epochs": "epochs",
@@ -186,6 +187,13 @@ def _make_trainer(config: RunConfig, device: torch.device) -> Trainer:
 def _train(
     run: Run, trainer: Trainer, splits: Splits, checkpoints: Checkpoints, arguments: argparse.Namespace
 ) -> int:
+    with suitable_threads(run.config, trainer.device):
+        return _train_and_test(run, trainer, splits, checkpoints, arguments)
+
+
+def _train_and_test(
+    run: Run, trainer: Trainer, splits: Splits, checkpoints: Checkpoints, arguments: argparse.Namespace
+) -> int:
     config, training, quiet = run.config, run.config.training, arguments.quiet
     _introduce(run, trainer, splits, quiet)
     batches = Batches(
@@ -212,8 +220,8 @@ def _train(
     best = checkpoints.best
     if len(trainer.history):
         run.save_curves(trainer.history, best and best["epoch"])
-    report_skipped(splits.skipped, splits.root)
     if interrupt.number is not None and trainer.epoch < trainer.epochs:
+        report_skipped(splits.skipped, splits.root, run)
         where = f"in epoch {trainer.epoch + 1} of {trainer.epochs}"
         print(
             f"interrupted {where}; everything is saved, go on with: fastcnn train --resume {run}",
@@ -223,11 +231,11 @@ def _train(
 
     run.load_weights("best", trainer.model)
     loss, accuracy = trainer.evaluate(evaluation_batches(splits.test, config, trainer.device))
-    run.save_result(
-        {"test_loss": loss, "test_accuracy": accuracy, "test_images": len(splits.test), "best": best}
-    )
+    tested = splits.test.readable()
+    run.save_result({"test_loss": loss, "test_accuracy": accuracy, "test_images": tested, "best": best})
+    report_skipped(splits.skipped, splits.root, run)
     say(f"trained in {clock(time.monotonic() - began)}; best epoch {best['epoch']}; saved in {run}", quiet)
-    say(f"test loss {loss:.4f}  test accuracy {accuracy:.2%}  ({count(len(splits.test), 'image')})")
+    say(f"test loss {loss:.4f}  test accuracy {accuracy:.2%}  ({count(tested, 'image')})")
     return _check_target(accuracy, arguments.target_accuracy)
 
 

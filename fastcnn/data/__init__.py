@@ -6,7 +6,7 @@ from .augment import Augment
 from .batches import Batches
 from .digits import digits
 from .errors import DataError, UnreadableImage
-from .folder import MEMORY_LIMIT, Progress, image_folder, labelled_folder
+from .folder import MEMORY_LIMIT, Progress, evaluation_folder, image_folder, labelled_folder
 from .images import find_readable_paths, read_image
 from .sets import ImageSet, LazyImages, Skipped, Splits
 
@@ -20,6 +20,7 @@ __all__ = [
     "Splits",
     "UnreadableImage",
     "digits",
+    "evaluation_folder",
     "find_readable_paths",
     "image_folder",
     "labelled_folder",

@@ -48,9 +48,10 @@ def image_folder(
     class, with `seed`.
 
     Images of any size come to (channels, image_size, image_size) uint8. `channels` None means 1 where every
-    picture is grey and 3 otherwise. Up to `memory_limit` bytes are decoded at once and kept; a larger set is
-    decoded batch by batch, and its channels come from a sample. Unreadable files land in `Splits.skipped`,
-    files that aren't images are ignored. `progress(done, total)` is called per file.
+    picture is grey and 3 otherwise. Up to `memory_limit` bytes, counted in colour, are decoded at
+    once and kept; a larger set is decoded batch by batch, and its channels come from a sample. Unreadable
+    files land in `Splits.skipped`, files that aren't images are ignored. `progress(done, total)` is called
+    per file.
 
     Raises `DataError` for a folder that isn't there, holds nothing usable or only one class.
     """
@@ -107,16 +108,13 @@ def labelled_folder(
     progress: Progress | None = None,
 ) -> tuple[ImageSet, list[Skipped]]:
     """All images under `folder` with the labels of a trained model's `classes`, to evaluate it on: one
-    sub-folder per class, or the `test` folder (else `val`) where `folder` has splits.
+    sub-folder per class, as in `evaluation_folder(folder)`.
 
     Raises `DataError` for a sub-folder whose name isn't one of `classes`.
     """
     check_installed("PIL")
     _check_sizes(channels, image_size)
-    root = _existing_folder(folder)
-    splits = _split_folders(root)
-    if splits:
-        root = splits.get("test") or splits.get("validation") or splits["train"]
+    root = evaluation_folder(folder)
     files = _scan_classes(root)
     strange = sorted(set(files.labels) - set(classes))
     if strange:
@@ -128,6 +126,14 @@ def labelled_folder(
         root, files, classes, channels, image_size, 0, memory_limit, threads, progress
     )
     return images, skipped
+
+
+def evaluation_folder(folder: str | os.PathLike) -> Path:
+    """Where the images to evaluate on lie: `folder` itself, or its `test` (else `val`, else `train`) where it
+    has splits. Raises `DataError` for a folder that isn't there."""
+    root = _existing_folder(folder)
+    splits = _split_folders(root)
+    return splits.get("test") or splits.get("validation") or splits.get("train") or root
 
 
 def _check_sizes(channels: int | None, image_size: int) -> None:
@@ -206,7 +212,9 @@ def _load(
             progress(done, total)
 
     images: torch.Tensor | LazyImages
-    if total * (channels or 3) * size * size <= memory_limit:
+    # As if in colour, also where it is known that they aren't: a run's images must be as lazy when it is
+    # resumed as when their channels were yet to be found, or else other files are skipped.
+    if total * 3 * size * size <= memory_limit:
         images, kept, skipped = decode_all(files.paths, size, channels, count, threads)
         channels = images.shape[1]
     else:

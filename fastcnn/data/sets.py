@@ -42,11 +42,7 @@ class LazyImages:
 
     def decode(self, index: int) -> np.ndarray | Skipped:
         """The image as uint8 (channels, size, size), or why there is none. Safe to call from threads."""
-        path = self.paths[index]
-        try:
-            return read_image(path, self.size, self.channels)
-        except UnreadableImage as error:
-            return Skipped(path, str(error))
+        return _decode(self.paths[index], self.size, self.channels)
 
     def note(self, skipped: Skipped) -> None:
         """Remember an unreadable file, once however many epochs meet it."""
@@ -64,6 +60,14 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def readable(self) -> int:
+        """How many images there are, without the files that turned out unreadable when a batch asked for
+        them."""
+        if not isinstance(self.images, LazyImages):
+            return len(self)
+        lost = {item.path for item in self.images.skipped}
+        return sum(path not in lost for path in self.images.paths)
 
     def select(self, indices: Sequence[int]) -> "ImageSet":
         """The images at `indices`, in that order."""
@@ -118,6 +122,13 @@ def sample(paths: Sequence[Path], seed: int) -> list[Path]:
     return [paths[i] for i in np.sort(chosen)]
 
 
+def _decode(path: Path, size: int, channels: int | None) -> np.ndarray | Skipped:
+    try:
+        return read_image(path, size, channels)
+    except UnreadableImage as error:
+        return Skipped(path, str(error))
+
+
 def decode_all(
     paths: Sequence[Path],
     size: int,
@@ -127,15 +138,10 @@ def decode_all(
 ) -> tuple[Tensor, list[int], list[Skipped]]:
     """Decode `paths` on a thread pool: uint8 images (n, C, size, size), their positions in `paths`, and what
     was skipped. With `channels` None, C is 1 if every image is grey and 3 otherwise."""
-
-    def decode(path: Path) -> np.ndarray | Skipped:
-        try:
-            return read_image(path, size, channels)
-        except UnreadableImage as error:
-            return Skipped(path, str(error))
-
     arrays, kept, skipped = [], [], []
-    for position, result in enumerate(ordered_map(decode, paths, threads)):
+    for position, result in enumerate(
+        ordered_map(lambda path: _decode(path, size, channels), paths, threads)
+    ):
         if isinstance(result, Skipped):
             skipped.append(result)
         else:

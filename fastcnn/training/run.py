@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ class DataConfig:
 class TrainingConfig:
     """How it was trained."""
 
-    epochs: int = 50
+    epochs: int = 30
     steps_per_epoch: int | None = None
     batch_size: int = 64
     optimizer: str = "adamw"
@@ -87,7 +88,8 @@ class RunConfig:
 
 class Run:
     """A run folder: config.json, history.csv, curves.png, best.safetensors and last.safetensors (weights),
-    last.pt (the state to go on from) and, once finished, result.json. Every file is replaced atomically."""
+    last.pt (the state to go on from), skipped.txt where files could not be read and, once finished,
+    result.json. Every file is replaced atomically."""
 
     def __init__(self, path: Path, config: RunConfig) -> None:
         self.path = path
@@ -192,8 +194,16 @@ class Run:
         """Draw curves.png."""
         from .curves import draw_curves
 
-        title = f"{self.config.model} on {Path(self.config.data.source).name}"
+        title = f"{self.config.model} on {Path(self.config.data.source).name}".encode(
+            errors="replace"
+        ).decode()
         write_atomically(self.path / "curves.png", lambda file: draw_curves(history, file, title, best_epoch))
+
+    def save_skipped(self, lines: Sequence[str]) -> None:
+        """Write skipped.txt, the files that could not be read."""
+        text = "".join(f"{line}\n" for line in lines)
+        # What is not text in a file's name is shown, not kept.
+        write_text_atomically(self.path / "skipped.txt", text.encode(errors="backslashreplace").decode())
 
     def save_result(self, result: dict[str, Any]) -> None:
         """Write result.json, which marks the run as finished."""

@@ -279,8 +279,8 @@ class Trainer:
     # Evaluation and prediction
 
     def evaluate(self, data: Any, *, batch_size: int = 256) -> Evaluation:
-        """Loss and accuracy of the model, in evaluation mode, over all of `data` (as for `fit`). Every image counts
-        alike, however the batches are cut. Raises ValueError for data that gives nothing."""
+        """Loss and accuracy of the model, in evaluation mode, over all of `data` (as for `fit`). Every image
+        counts alike, however the batches are cut. Raises ValueError for data that gives nothing."""
         batches = as_batches(data, batch_size, shuffle=False, seed=0, device=self.device)
         result = self._evaluate(batches, stoppable=False)
         assert result is not None

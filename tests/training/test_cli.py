@@ -12,10 +12,12 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from PIL import Image
 
 from fastcnn._extras import MissingExtraError
-from fastcnn.data import load
+from fastcnn.cli.progress import TrainingProgress
+from fastcnn.data import LazyImages, load
 from fastcnn.training import Run
 
 from .conftest import command, draw, environment, run_fastcnn, run_process
@@ -90,10 +92,16 @@ def test_eval_repeats_the_test_result(trained):
     folder, done = trained
     said = re.search(r"test loss (\S+)  test accuracy (\S+)", done.stdout).groups()
     again = run_fastcnn("eval", "runs/digits-1", cwd=folder).stdout
-    assert again == f"loss {said[0]}  accuracy {said[1]}  (360 images)\n"
+    assert again == f"loss {said[0]}  accuracy {said[1]}  (360 test images of digits)\n"
     result = json.loads(run_fastcnn("eval", "runs/digits-1", "digits", "--json", cwd=folder).stdout)
     kept = json.loads((folder / "runs/digits-1/result.json").read_text())
-    assert result == {"loss": kept["test_loss"], "accuracy": kept["test_accuracy"], "images": 360}
+    assert result == {
+        "loss": kept["test_loss"],
+        "accuracy": kept["test_accuracy"],
+        "images": 360,
+        "data": "digits",
+        "split": "test",
+    }
 
 
 def test_predict_names_class_and_probability(trained, pictures, tmp_path):
@@ -124,24 +132,94 @@ def test_predict_goes_on_past_unreadable_files(trained, pictures, tmp_path):
     assert json.loads(nothing.stdout) == []
 
 
-def test_a_folder_is_trained_evaluated_and_predicted(make_folder, tmp_path):
+def test_a_folder_is_trained_evaluated_and_predicted(make_folder, tmp_path, monkeypatch):
     root = make_folder(classes={"up": 40, "down": 40, "left": 40}, colour=True)
     (root / "up" / "broken.jpg").write_text("no picture")
     (root / "up" / "notes.txt").write_text("no picture either")
-    settings = ("--epochs", "12", "--batch-size", "16", "--target-accuracy", "90", "--image-size", "22")
+    settings = ("--epochs", "6", "--batch-size", "16", "--target-accuracy", "90", "--image-size", "56")
     done = run_fastcnn("train", root, *settings, "--out", "run", cwd=tmp_path)
-    assert "22x22, colour" in done.stdout
+    assert "56x56, colour" in done.stdout
     assert "skipped 1 unreadable file:\n  up/broken.jpg: not an image" in done.stderr
     assert "notes.txt" not in done.stderr
-    evaluated = json.loads(run_fastcnn("eval", "run", root, "--json", cwd=tmp_path).stdout)
-    assert evaluated["images"] == 120
-    assert evaluated["accuracy"] > 0.9
+    assert (tmp_path / "run/skipped.txt").read_text().startswith("up/broken.jpg: not an image")
+    kept = json.loads((tmp_path / "run/result.json").read_text())
+    for data in ((), (root,), (f"{root}/../{root.name}",)):
+        evaluated = json.loads(run_fastcnn("eval", "run", *data, "--json", cwd=tmp_path).stdout)
+        assert evaluated == {
+            "loss": kept["test_loss"],
+            "accuracy": kept["test_accuracy"],
+            "images": 24,
+            "data": str(root),
+            "split": "test",
+        }
+    other = make_folder("other", classes={"up": 3, "down": 4}, colour=True, under="test")
+    make_folder("other", classes={"up": 5}, colour=True, under="train")
+    said = run_fastcnn("eval", "run", other, cwd=tmp_path).stdout
+    assert said.endswith(f"  (7 images of {other / 'test'})\n")
     picture = draw(tmp_path / "new.png", 2, 4711, colour=True, size=(70, 60))
     (record,) = json.loads(run_fastcnn("predict", "run", picture, "--json", cwd=tmp_path).stdout)
     assert record["class"] == "left"
 
+    decoded = []
+    decode = LazyImages.decode
+    monkeypatch.setattr(LazyImages, "decode", lambda *given: decoded.append(given) or decode(*given))
     lazy = run_fastcnn("train", root, *settings, "--out", "lazy", "--memory-mb", "1", cwd=tmp_path)
     assert lazy.stdout.splitlines()[-1] == done.stdout.splitlines()[-1]
+    assert len(decoded) >= 6 * (84 + 12) + 24
+
+
+def test_files_that_break_while_lazy_are_counted_and_named(make_folder, tmp_path):
+    root = make_folder(classes={"up": 60, "down": 60}, under="train")
+    make_folder(classes={"up": 24, "down": 4}, under="test")
+    for path in sorted((root / "test/up").iterdir())[:23]:
+        path.write_bytes(path.read_bytes()[:60])
+    done = run_fastcnn(
+        *("train", root, "--epochs", "1", "--steps-per-epoch", "1", "--image-size", "64"),
+        *("--memory-mb", "1", "--out", "run"),
+        cwd=tmp_path,
+    )
+    assert done.stdout.endswith("(5 images)\n")
+    assert json.loads((tmp_path / "run/result.json").read_text())["test_images"] == 5
+    lines = (tmp_path / "run/skipped.txt").read_text().splitlines()
+    assert len(lines) == 23
+    assert lines[0].startswith("test/up/000.png: ")
+    shown = done.stderr.splitlines()
+    assert shown[0] == "skipped 23 unreadable files:"
+    assert [line.strip() for line in shown[1:-1]] == lines[:20]
+    assert shown[-1] == "  and 3 more: all are in run/skipped.txt"
+    again = run_fastcnn("eval", "run", cwd=tmp_path)
+    assert "(5 test images of " in again.stdout
+    assert again.stderr.count("\n") == 24
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems want names to be text")
+def test_class_names_that_are_not_text(make_folder, tmp_path):
+    name = os.fsdecode(b"chat\xe9")
+    root = make_folder(os.fsdecode(b"images\xe9"), classes={name: 6, "dog": 6})
+    settings = ("--epochs", "1", "--steps-per-epoch", "1", "--image-size", "22", "--out", "run")
+    run_process("train", root, *settings, cwd=tmp_path)
+    told = run_process("predict", "run", root / name, "--top-k", "2", cwd=tmp_path).stdout
+    assert told.count("chat\\udce9 ") == 6
+    records = json.loads(run_process("predict", "run", root, "--json", cwd=tmp_path).stdout)
+    assert {record["class"] for record in records} <= {name, "dog"}
+
+
+@pytest.mark.parametrize(("batch_size", "chosen", "threads"), [(64, None, 1), (700, None, 3), (64, "3", 3)])
+def test_small_steps_take_one_thread_unless_told(tmp_path, monkeypatch, batch_size, chosen, threads):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if chosen:
+        monkeypatch.setenv("OMP_NUM_THREADS", chosen)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        done = run_fastcnn(
+            *("train", "digits", "--epochs", "1", "--steps-per-epoch", "1", "--batch-size", batch_size),
+            cwd=tmp_path,
+        )
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert f"on the CPU ({threads} thread{'s' if threads > 1 else ''})" in done.stdout
 
 
 def test_a_missed_target_fails(tmp_path):
@@ -214,6 +292,28 @@ def test_two_epochs_and_two_more_equal_four(tmp_path):
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "four" / name).read_bytes()
 
 
+def test_an_extended_run_that_is_interrupted_goes_on(tmp_path, monkeypatch):
+    arguments = ("train", "digits", *FAST, "--steps-per-epoch", "3", "--schedule", "constant", "--quiet")
+    run_fastcnn(*arguments, "--epochs", "4", "--out", "straight", cwd=tmp_path)
+    run_fastcnn(*arguments, "--epochs", "1", "--out", "run", cwd=tmp_path)
+    on_batch = TrainingProgress.on_train_batch_end
+
+    def strike(self, trainer):
+        on_batch(self, trainer)
+        if (trainer.epoch, trainer.step) == (2, 1):
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingProgress, "on_train_batch_end", strike)
+        longer = ("train", "--resume", "run", "--epochs", "4", "--quiet")
+        broken = run_fastcnn(*longer, cwd=tmp_path, status=130)
+    assert broken.stderr.startswith("interrupted in epoch 3 of 4")
+    assert not (tmp_path / "run/result.json").exists()
+    run_fastcnn("train", "--resume", "run", "--quiet", cwd=tmp_path)
+    for name in ("last.safetensors", "best.safetensors", "history.csv", "result.json"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
+
+
 def test_a_changed_folder_is_not_resumed(make_folder, tmp_path):
     root = make_folder()
     settings = ("--epochs", "1", "--image-size", "22", "--out", "run", "--quiet")
@@ -247,6 +347,15 @@ def test_a_changed_folder_is_not_resumed(make_folder, tmp_path):
         (["train", "digits", "--image-size", "20"], "image_size must be at least 22"),
         (["train", "digits", "--model", "large_cnn"], "there is no model 'large_cnn'"),
         (["train", "digits", "--model", "nowhere:net"], "could not be imported"),
+        (
+            ["train", "digits", "--model", "torch.nn:Flatten"],
+            "torch.nn:Flatten gave shape (1, 784) for one image, expected one number for each of 10 classes",
+        ),
+        (["train", "digits", "--model", "torch.nn:Conv2d"], "could not be built: TypeError"),
+        (
+            ["train", "digits", "--model", "torchvision.models:squeezenet1_1"],
+            "does not take images of shape (1, 1, 28, 28)",
+        ),
         (["train", "digits", "--out", "."], "already exists and is not an empty folder"),
         (["train", "--resume", "nowhere"], "there is no run folder nowhere"),
         (["train", "--resume", "plain"], "is not a run folder: it has no config.json"),
@@ -347,6 +456,33 @@ def test_info_and_the_package_import_nothing_heavy(tmp_path):
         check=True,
     )
     assert done.stdout.splitlines()[-1] == "heavy: []"
+
+
+def test_colours_forced_on_a_pipe_bring_no_live_bar(tmp_path):
+    done = subprocess.run(
+        command("train", "digits", "--epochs", "1", "--steps-per-epoch", "2", *FAST),
+        cwd=tmp_path,
+        env={**environment(), "FORCE_COLOR": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "\x1b" not in done.stdout
+    assert "epoch 1/1  loss" in done.stdout
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes that break are POSIX's")
+def test_a_reader_that_leaves_is_no_error(tmp_path):
+    ours, theirs = os.pipe()
+    os.close(ours)
+    try:
+        done = subprocess.run(
+            command("info"), cwd=tmp_path, env=environment(), stdout=theirs, stderr=subprocess.PIPE
+        )
+    finally:
+        os.close(theirs)
+    assert done.stderr == b""
+    assert done.returncode == 1
 
 
 @pytest.mark.skipif(os.name != "posix", reason="pseudo-terminals are POSIX's")

@@ -62,9 +62,10 @@ def own_models(tmp_path, monkeypatch):
         "def wrong():\n"
         "    return 3\n"
         "def open_net(*, width=4, **settings):\n"
+        "    assert list(settings) == ['num_classes']\n"
         "    return torch.nn.Sequential(torch.nn.Conv2d(1, width, 3), torch.nn.AdaptiveAvgPool2d(1),\n"
-        "                               torch.nn.Flatten(), torch.nn.Linear(width, settings.pop('num_classes')),\n"
-        "                               *settings)\n"
+        "                               torch.nn.Flatten(),\n"
+        "                               torch.nn.Linear(width, settings['num_classes']))\n"
         "def broken(num_classes):\n"
         "    return [][num_classes]\n"
     )
