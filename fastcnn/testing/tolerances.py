@@ -39,7 +39,11 @@ def assert_exact(actual: Tensor, reference: Tensor, name: str = "value") -> None
 
 
 def assert_accurate(actual: Tensor, reference: Tensor, torchs: Tensor, name: str = "value") -> None:
-    """`actual` is no further from `reference` than twice torch's own result, plus one ulp."""
+    """`actual` is about as close to `reference` as torch's own result is.
+
+    The root mean square error may be twice torch's, plus one ulp; the largest single error, which varies more
+    from draw to draw at the sizes of a test, four times torch's largest, plus one ulp.
+    """
     assert actual.dtype == torchs.dtype, f"{name}: dtype {actual.dtype}, torch's is {torchs.dtype}"
     assert actual.shape == reference.shape, (
         f"{name}: shape {tuple(actual.shape)}, not {tuple(reference.shape)}"
