@@ -36,10 +36,6 @@ std::string text(const Shape& shape) {
          ", " + std::to_string(shape[3]) + "]";
 }
 
-std::string pair_text(int64_t h, int64_t w) {
-  return "(" + std::to_string(h) + ", " + std::to_string(w) + ")";
-}
-
 void check_operands(const char* op, const Tensor& first, const char* first_name, const Tensor& second,
                     const char* second_name) {
   check_4d(first, op, first_name, "N, C, H, W");

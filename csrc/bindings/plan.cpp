@@ -142,8 +142,8 @@ std::string plan(const std::string& op, std::vector<int64_t> problem, const std:
   if (op == "avg_pool2d_backward") return pool(Pool2dOp::kAverageBprop);
   fail(
       "plan(): op must be conv2d_fprop, conv2d_dgrad, conv2d_wgrad, max_pool2d, max_pool2d_backward, "
-      "avg_pool2d or ",
-      "avg_pool2d_backward, but is '", op, "'");
+      "avg_pool2d ",
+      "or avg_pool2d_backward, but is '", op, "'");
 }
 
 }  // namespace

@@ -25,10 +25,6 @@ struct Sliding {
   bool ceil_mode;
 };
 
-std::string pair_text(int64_t h, int64_t w) {
-  return "(" + std::to_string(h) + ", " + std::to_string(w) + ")";
-}
-
 // max_pool2d -> "max_pool2d()", as messages begin.
 std::string title(const char* op) {
   return std::string(op) + "()";

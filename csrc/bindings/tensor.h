@@ -34,6 +34,10 @@ template <class... Parts>
   throw std::runtime_error(text);
 }
 
+inline std::string pair_text(int64_t h, int64_t w) {
+  return "(" + std::to_string(h) + ", " + std::to_string(w) + ")";
+}
+
 inline std::string shape_text(const Tensor& tensor) {
   std::string text = "[";
   for (int64_t i = 0; i < tensor.dim(); ++i) text += (i == 0 ? "" : ", ") + std::to_string(tensor.size(i));

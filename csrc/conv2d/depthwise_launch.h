@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "common/ceil_div.h"
 #include "common/launch.h"
 #include "conv2d/depthwise.h"
 #include "conv2d/depthwise_weights.cuh"
@@ -37,8 +38,7 @@ inline LaunchConfig depthwise_config(const DepthwisePlan& plan, cudaStream_t str
 }
 
 inline int depthwise_channel_tiles(const DepthwisePlan& plan, int channels) {
-  const int tile = plan.tile.channel_threads * plan.vector;
-  return (channels + tile - 1) / tile;
+  return static_cast<int>(ceil_div(channels, plan.tile.channel_threads * plan.vector));
 }
 
 }  // namespace fastcnn

@@ -164,24 +164,25 @@ void visit_variant(const Conv2dPlan& plan, F&& f) {
   }
 }
 
-template <class T>
-void launch_fprop(const GenericParams& params, const Conv2dPlan& plan, cudaStream_t stream) {
+template <class T, bool Dgrad>
+void launch_image(const char* name, const GenericParams& params, const Conv2dPlan& plan,
+                  cudaStream_t stream) {
   visit_variant<T>(plan, [&](auto tile_tag, auto vector) {
     using Tile = typename decltype(tile_tag)::type;
     constexpr int V = decltype(vector)::value;
-    launch("conv2d::generic_fprop", image_kernel<T, Tile, GatheredImage<T, V>, FpropWeight<T, V>>,
+    launch(name, image_kernel<T, Tile, GatheredImage<T, V>, TapWeight<T, V, Dgrad>>,
            launch_config<T, Tile>(params, stream), params);
   });
 }
 
 template <class T>
+void launch_fprop(const GenericParams& params, const Conv2dPlan& plan, cudaStream_t stream) {
+  launch_image<T, false>("conv2d::generic_fprop", params, plan, stream);
+}
+
+template <class T>
 void launch_dgrad(const GenericParams& params, const Conv2dPlan& plan, cudaStream_t stream) {
-  visit_variant<T>(plan, [&](auto tile_tag, auto vector) {
-    using Tile = typename decltype(tile_tag)::type;
-    constexpr int V = decltype(vector)::value;
-    launch("conv2d::generic_dgrad", image_kernel<T, Tile, GatheredImage<T, V>, DgradWeight<T, V>>,
-           launch_config<T, Tile>(params, stream), params);
-  });
+  launch_image<T, true>("conv2d::generic_dgrad", params, plan, stream);
 }
 
 // The partial sums are laid out as [split][filter] and then taps in the order of the reduction index.

@@ -50,6 +50,9 @@ struct TileShape {
 };
 inline constexpr TileShape kWideTileShape{128, 128, 8};
 inline constexpr TileShape kNarrowTileShape{128, 32, 16};
+inline constexpr const TileShape& tile_shape(Conv2dTile tile) {
+  return tile == Conv2dTile::kWide ? kWideTileShape : kNarrowTileShape;
+}
 inline constexpr int kTileThreads = 256;
 inline constexpr int kTilePad = 4;  // elements between a tile's rows in shared memory
 

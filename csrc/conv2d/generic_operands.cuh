@@ -127,65 +127,41 @@ struct GatheredImage {
   static constexpr int kMostRows = 1 << 20;  // more than a tile has
 };
 
-// fprop B: x is a filter, k a tap.
-template <class T, int V>
-struct FpropWeight {
+// fprop B and dgrad B: k is a tap, x a channel of the result, which is a filter in fprop and an input channel
+// in dgrad.
+template <class T, int V, bool Dgrad>
+struct TapWeight {
   using Element = T;
   using AtX = LinearAt;
-  static constexpr bool kEpilogue = true;  // bias and activation follow
+  static constexpr bool kEpilogue = !Dgrad;  // bias and activation follow
   static constexpr int kVector = V;
-  static constexpr bool kAlongK = true;
+  // Vectors are of input channels: taps' channels in fprop, the result's in dgrad.
+  static constexpr bool kAlongK = V == 1 || !Dgrad;
 
   const GenericParams& params;
   const T* base;
   int first;
 
-  __device__ FpropWeight(const GenericParams& p, int first_column, int group)
-      : params(p),
-        base(static_cast<const T*>(p.weight.data) +
-             (int64_t{group} * p.group_filters + first_column) * p.weight.stride_n),
-        first(first_column) {}
-
-  __device__ LinearAt at_x(int x) const { return {x * params.weight.stride_n, first + x < params.columns}; }
-  __device__ LinearAt at_k(int k, bool valid) const {
-    const Tap tap = tap_at(params, k);
-    return {tap.channel * params.weight.stride_c + tap.r * params.weight.stride_h +
-                tap.s * params.weight.stride_w,
-            valid};
-  }
-  __device__ Vector<T, V> load(const LinearAt& x, const LinearAt& k) const {
-    return load_global_if<V>(x.valid && k.valid, base + (x.offset + k.offset));
-  }
-};
-
-// dgrad B: x is an input channel, k a tap of a filter.
-template <class T, int V>
-struct DgradWeight {
-  using Element = T;
-  using AtX = LinearAt;
-  static constexpr bool kEpilogue = false;
-  static constexpr int kVector = V;
-  static constexpr bool kAlongK = V == 1;
-
-  const GenericParams& params;
-  const T* base;
-  int first;
-
-  __device__ DgradWeight(const GenericParams& p, int first_column, int group)
+  __device__ TapWeight(const GenericParams& p, int first_column, int group)
       : params(p),
         base(static_cast<const T*>(p.weight.data) + int64_t{group} * p.group_filters * p.weight.stride_n +
-             first_column * p.weight.stride_c),
+             first_column * x_stride(p)),
         first(first_column) {}
 
-  __device__ LinearAt at_x(int x) const { return {x * params.weight.stride_c, first + x < params.columns}; }
+  __device__ LinearAt at_x(int x) const { return {x * x_stride(params), first + x < params.columns}; }
   __device__ LinearAt at_k(int k, bool valid) const {
     const Tap tap = tap_at(params, k);
-    return {tap.channel * params.weight.stride_n + tap.r * params.weight.stride_h +
-                tap.s * params.weight.stride_w,
+    const int64_t channel_stride = Dgrad ? params.weight.stride_n : params.weight.stride_c;
+    return {tap.channel * channel_stride + tap.r * params.weight.stride_h + tap.s * params.weight.stride_w,
             valid};
   }
   __device__ Vector<T, V> load(const LinearAt& x, const LinearAt& k) const {
     return load_global_if<V>(x.valid && k.valid, base + (x.offset + k.offset));
+  }
+
+ private:
+  __device__ static int64_t x_stride(const GenericParams& p) {
+    return Dgrad ? p.weight.stride_c : p.weight.stride_n;
   }
 };
 

@@ -2,8 +2,8 @@
 #include <algorithm>
 #include <numeric>
 
+#include "common/ceil_div.h"
 #include "conv2d/generic.h"
-#include "conv2d/launch_size.h"
 
 namespace fastcnn {
 namespace {
@@ -59,17 +59,13 @@ bool can_vectorize(Conv2dPass pass, const Conv2dParams& params) {
   return channels_fit && filters_fit && grad() && input();
 }
 
-const TileShape& tile_shape(const Conv2dPlan& plan) {
-  return plan.tile == Conv2dTile::kWide ? kWideTileShape : kNarrowTileShape;
-}
-
 FastDiv divisor(int64_t value) {
   return FastDiv(static_cast<int>(std::max<int64_t>(value, 1)));
 }
 
 // What follows from the extent of the product and the image whose pixels are counted.
 void set_product(GenericParams& result, const Extent& extent, int height, int width, const Conv2dPlan& plan) {
-  const TileShape& tile = tile_shape(plan);
+  const TileShape& tile = tile_shape(plan.tile);
   result.rows = extent.rows;
   result.columns = static_cast<int>(extent.columns);
   result.reduction = extent.reduction;
@@ -211,7 +207,7 @@ void plan_generic(Conv2dPass pass, const Conv2dParams& params, const Chip& chip,
   const bool wide =
       extent.columns > 2 * kNarrowTileShape.columns && enough_blocks && params.dtype != DType::kFloat64;
   plan.tile = wide ? Conv2dTile::kWide : Conv2dTile::kNarrow;
-  const TileShape& tile = tile_shape(plan);
+  const TileShape& tile = tile_shape(plan.tile);
   const int64_t tiles = tiles_of(tile.columns);
   const int accumulator_size = params.dtype == DType::kFloat64 ? 8 : 4;
 

@@ -7,11 +7,9 @@
 #include <stdexcept>
 #include <string>
 
-namespace fastcnn {
+#include "common/ceil_div.h"
 
-inline int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
+namespace fastcnn {
 
 // Half of what FastDiv can divide, so that indices in the last tile, past the end, still fit.
 inline constexpr int64_t kLaunchPixels = int64_t{1} << 30;

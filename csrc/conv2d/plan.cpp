@@ -73,7 +73,9 @@ PlanText describe(const Conv2dPlan& plan, Conv2dPass pass) {
     return text;
   }
   text.kernel = std::string("generic_") + kPassNames[static_cast<int>(pass)];
-  text.tile = plan.tile == Conv2dTile::kWide ? "128x128x8" : "128x32x16";
+  const TileShape& tile = tile_shape(plan.tile);
+  text.tile =
+      std::to_string(tile.rows) + "x" + std::to_string(tile.columns) + "x" + std::to_string(tile.depth);
   text.reason = plan.vectorized
                     ? "any shape, on FMA units; channels lie contiguous and aligned: 16-byte loads"
                     : "any shape, on FMA units; channels do not come in contiguous, aligned 16 bytes: one "

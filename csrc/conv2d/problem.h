@@ -22,7 +22,6 @@ struct Conv2dProblem {
   __host__ __device__ int channels_per_group() const { return c / groups; }
   __host__ __device__ int filters_per_group() const { return k / groups; }
   __host__ __device__ int64_t output_pixels() const { return static_cast<int64_t>(n) * p * q; }
-  __host__ __device__ int64_t input_pixels() const { return static_cast<int64_t>(n) * h * w; }
   // Depthwise: every input channel has its own filters (a channel multiplier of k / c). One channel alone
   // counts with one filter; with more it is a product with enough columns.
   bool depthwise() const { return groups == c && (c > 1 || k == 1); }

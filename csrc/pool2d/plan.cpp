@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "common/ceil_div.h"
+
 namespace fastcnn {
 namespace {
 
@@ -12,10 +14,6 @@ constexpr int64_t kTapsPerSplit = 4;
 // Block numbers and items stay below 2^31 with the last block's overhang.
 constexpr int64_t kItemsPerLaunch = (int64_t{1} << 31) - 1024;
 
-int64_t divide_up(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
-
 int64_t power_of_two_up(int64_t x) {
   int64_t result = 1;
   while (result < x) result *= 2;
@@ -24,14 +22,14 @@ int64_t power_of_two_up(int64_t x) {
 
 // The most inputs along an axis that one output reads.
 int64_t window_length(bool adaptive, int64_t input, int64_t output, int64_t kernel) {
-  if (adaptive) return output == 0 ? 0 : std::min(input, divide_up(input, output) + 1);
+  if (adaptive) return output == 0 ? 0 : std::min(input, ceil_div(input, output) + 1);
   return std::min(kernel, input);
 }
 
 // The most windows along an axis that one input lies in.
 int64_t covering_length(bool adaptive, int64_t input, int64_t output, int64_t extent, int64_t stride) {
-  if (adaptive) return input == 0 ? 0 : std::min(output, divide_up(output, input) + 1);
-  return std::min(output, divide_up(extent, stride));
+  if (adaptive) return input == 0 ? 0 : std::min(output, ceil_div(output, input) + 1);
+  return std::min(output, ceil_div(extent, stride));
 }
 
 const char* kernel_name(Pool2dOp op, bool split) {
@@ -119,7 +117,7 @@ Pool2dPlan plan_pool2d(Pool2dOp op, const Pool2dProblem& problem, DType dtype, b
   const char* which = walks_input ? "windows per input" : "taps per window";
   if (split) {
     const int64_t lanes = channels_last ? std::min<int64_t>(32, power_of_two_up(problem.c)) : 1;
-    const int64_t splits = std::min(power_of_two_up(divide_up(taps, kTapsPerSplit)),
+    const int64_t splits = std::min(power_of_two_up(ceil_div(taps, kTapsPerSplit)),
                                     (channels_last ? kPoolSplitThreads : kPoolThreads) / lanes);
     const int64_t outputs = channels_last ? lanes : kPoolThreads / splits;
     plan.splits = static_cast<int>(splits);
@@ -135,7 +133,7 @@ Pool2dPlan plan_pool2d(Pool2dOp op, const Pool2dProblem& problem, DType dtype, b
     plan.items = elements / plan.vector;
     // Small problems spread over the chip in smaller blocks.
     int64_t threads = kPoolThreads;
-    while (threads > kMinThreads && divide_up(plan.items, threads) < chip.sm_count) threads /= 2;
+    while (threads > kMinThreads && ceil_div(plan.items, threads) < chip.sm_count) threads /= 2;
     plan.threads = plan.outputs_per_block = static_cast<int>(threads);
     plan.tile = "one thread: " + std::to_string(plan.vector) + (plan.vector == 1 ? " channel" : " channels") +
                 " of one " + (walks_input ? "input" : "output");
@@ -152,7 +150,7 @@ Pool2dPlan plan_pool2d(Pool2dOp op, const Pool2dProblem& problem, DType dtype, b
   }
   plan.kernel = kernel_name(op, split);
   plan.items_per_launch = kItemsPerLaunch;
-  plan.grid = divide_up(plan.items, plan.outputs_per_block);
+  plan.grid = ceil_div(plan.items, plan.outputs_per_block);
   return plan;
 }
 
