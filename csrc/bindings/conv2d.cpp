@@ -172,7 +172,7 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Ten
   params.problem = checked_problem(
       kOp, shape_of(input), shape_of(weight),
       {stride_h, stride_w, pad_top, pad_bottom, pad_left, pad_right, dilation_h, dilation_w, groups});
-  params.activation = activation_named(kOp, activation);
+  params.epilogue.activation = activation_named(kOp, activation);
   const Tensor* dense_bias = bias.has_value() ? &*bias : nullptr;
   std::optional<Tensor> bias_copy;
   if (bias.has_value()) {
@@ -194,7 +194,7 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Ten
   params.output = writing(scope, output);
   if (dense_bias != nullptr) {
     scope.may_read(dense_bias->const_data_ptr(), extent_bytes(*dense_bias));
-    params.bias = dense_bias->const_data_ptr();
+    params.epilogue.bias = dense_bias->const_data_ptr();
   }
   run(Conv2dPass::kFprop, params, scope, output);
   return output;

@@ -91,17 +91,17 @@ __global__ void depthwise_fprop(const __grid_constant__ DepthwiseFpropParams par
   }
 
   const TensorView& y = params.conv.output;
-  T* target = static_cast<T*>(y.data) + n * y.stride_n + k * y.stride_c + p * y.stride_h + q * y.stride_w;
+  const Epilogue& epilogue = params.conv.epilogue;
+  const int64_t offset = n * y.stride_n + k * y.stride_c + p * y.stride_h + q * y.stride_w;
+  if (!active) return;
+  Acc bias[V];
+#pragma unroll
+  for (int v = 0; v < V; ++v) bias[v] = load_bias<T>(epilogue, k + v);
 #pragma unroll
   for (int i = 0; i < kDepthwiseRows; ++i) {
     if (i < rows) {
-      Vector<T, V> result;
-#pragma unroll
-      for (int v = 0; v < V; ++v) {
-        result[v] =
-            epilogue<T>(sum[i][v], static_cast<const T*>(params.conv.bias), k + v, params.conv.activation);
-      }
-      store_global<V>(target + i * y.stride_h, result);
+      const int64_t at = offset + i * y.stride_h;
+      store_global<V>(static_cast<T*>(y.data) + at, finish<T>(epilogue, sum[i], bias, at));
     }
   }
 }

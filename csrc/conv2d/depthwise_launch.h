@@ -16,14 +16,23 @@ template <class F>
 void for_each_launch(Conv2dPass pass, const Conv2dParams& params, const DepthwisePlan& plan, F&& f) {
   for (int i = 0; i < plan.launches; ++i) {
     const int first = i * plan.images_per_launch;
-    const auto skip = [&](TensorView& view) {
-      view.data = static_cast<char*>(view.data) + first * view.stride_n * dtype_size(params.dtype);
+    // Where image `first` begins in a tensor with this stride; what is not there stays null.
+    const auto from_first = [&](const void* data, int64_t stride_n) {
+      return data == nullptr
+                 ? nullptr
+                 : static_cast<char*>(const_cast<void*>(data)) + first * stride_n * dtype_size(params.dtype);
     };
     Conv2dParams images = params;
     images.problem.n = std::min(plan.images_per_launch, params.problem.n - first);
-    skip(images.input);
-    skip(images.grad);
-    if (pass != Conv2dPass::kWgrad) skip(images.output);
+    images.input.data = from_first(params.input.data, params.input.stride_n);
+    images.grad.data = from_first(params.grad.data, params.grad.stride_n);
+    images.grad_activation.saved = from_first(params.grad_activation.saved, params.grad.stride_n);
+    if (pass != Conv2dPass::kWgrad) {
+      const int64_t stride_n = params.output.stride_n;
+      images.output.data = from_first(params.output.data, stride_n);
+      images.epilogue.residual = from_first(params.epilogue.residual, stride_n);
+      images.epilogue.preactivation = from_first(params.epilogue.preactivation, stride_n);
+    }
     f(images, i);
   }
 }

@@ -47,35 +47,39 @@ __global__ __launch_bounds__(Tile::kThreads, kBlocksPerSm<T>) void image_kernel(
 
   const ThreadPosition<Tile> position(threadIdx.x);
   const PixelRange pixels(params, first_row);
-  const T* bias = OperandB::kEpilogue ? static_cast<const T*>(params.bias) : nullptr;
-  const Activation activation = OperandB::kEpilogue ? params.activation : Activation::kNone;
+  const Epilogue epilogue = OperandB::kEpilogue ? params.epilogue : Epilogue{};
+  T* const output = static_cast<T*>(params.output.data);
   // Runs of columns outside, rows inside: a column's bias is loaded once.
 #pragma unroll
   for (int j = 0; j < Tile::kTN; j += Tile::kRun) {
     const int column = first_column + position.column(j);
     const int channel = block.group * params.columns + column;
-    Acc run_bias[Tile::kRun];
+    Acc bias[Tile::kRun];
 #pragma unroll
     for (int u = 0; u < Tile::kRun; ++u) {
-      run_bias[u] = column + u < params.columns ? load_bias(bias, channel + u) : Acc(0);
+      bias[u] = column + u < params.columns ? load_bias<T>(epilogue, channel + u) : Acc(0);
     }
 #pragma unroll
     for (int i = 0; i < Tile::kTM; ++i) {
       const int row = position.row(i);
       if (first_row + row >= params.rows) continue;
       const Pixel pixel = pixels.at(row);
-      T* output = static_cast<T*>(params.output.data) + pixel.n * params.output.stride_n +
-                  pixel.h * params.output.stride_h + pixel.w * params.output.stride_w +
-                  channel * params.output.stride_c;
-      Vector<T, Tile::kRun> values;
-#pragma unroll
-      for (int u = 0; u < Tile::kRun; ++u) values[u] = epilogue<T>(sums[i][j + u], run_bias[u], activation);
+      const int64_t offset = pixel.n * params.output.stride_n + pixel.h * params.output.stride_h +
+                             pixel.w * params.output.stride_w + channel * params.output.stride_c;
       if (params.vector_store) {
-        store_global_if<Tile::kRun>(column < params.columns, output, values);
+        if (column < params.columns) {
+          Acc run[Tile::kRun];
+#pragma unroll
+          for (int u = 0; u < Tile::kRun; ++u) run[u] = sums[i][j + u];
+          store_global<Tile::kRun>(output + offset, finish<T>(epilogue, run, bias, offset));
+        }
       } else {
 #pragma unroll
         for (int u = 0; u < Tile::kRun; ++u) {
-          if (column + u < params.columns) store_global(output + u * params.output.stride_c, values[u]);
+          if (column + u >= params.columns) continue;
+          const Acc one[1] = {sums[i][j + u]}, one_bias[1] = {bias[u]};
+          const int64_t at = offset + u * params.output.stride_c;
+          store_global<1>(output + at, finish<T>(epilogue, one, one_bias, at));
         }
       }
     }

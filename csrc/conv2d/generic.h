@@ -23,9 +23,8 @@ struct GenericParams {
   TensorView weight;
   TensorView grad;  // wgrad's output gradient
   TensorView output;
-  const void* bias;
   void* workspace;
-  Activation activation;
+  Epilogue epilogue;  // fprop
   DType dtype;
   int filters;        // K, of all groups
   int group_filters;  // K/G

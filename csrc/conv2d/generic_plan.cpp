@@ -91,9 +91,8 @@ GenericParams make_params(Conv2dPass pass, const Conv2dParams& params, const Con
   result.weight = params.weight;
   result.grad = params.grad;
   result.output = params.output;
-  result.bias = params.bias;
   result.workspace = params.workspace;
-  result.activation = params.activation;
+  if (pass == Conv2dPass::kFprop) result.epilogue = params.epilogue;
   result.dtype = params.dtype;
   result.filters = problem.k;
   result.group_filters = problem.filters_per_group();

@@ -29,10 +29,36 @@ struct Conv2dProblem {
 
 enum class Conv2dPass : int32_t { kFprop, kDgrad, kWgrad };
 
-enum class Activation : int32_t { kNone, kRelu, kSigmoid, kTanh };
+// Applied to the finished sum: torch's relu, sigmoid, tanh, silu, gelu (by erf), hardswish, leaky_relu.
+enum class Activation : int32_t { kNone, kRelu, kSigmoid, kTanh, kSilu, kGelu, kHardswish, kLeakyRelu };
+
+// Whether the derivative is taken at the activation's result. For the others it is taken at what went in.
+inline bool derived_from_output(Activation activation) {
+  return activation == Activation::kRelu || activation == Activation::kSigmoid ||
+         activation == Activation::kTanh || activation == Activation::kLeakyRelu;
+}
+
+// What fprop does to a finished sum: y = activation(sum + bias + residual). Null pointers are left out.
+// residual and preactivation lie as the output does: the same strides, and as well aligned.
+struct Epilogue {
+  const void* bias = nullptr;      // K contiguous elements of dtype
+  const void* residual = nullptr;  // N K P Q
+  void* preactivation = nullptr;   // N K P Q: what the activation was applied to, rounded, for the backward
+  Activation activation = Activation::kNone;
+  float negative_slope = 0;  // of leaky_relu, not negative
+};
+
+// What dgrad and wgrad do to an element of the output gradient as they load it: dy becomes
+// dy * activation'(saved), rounded as a pass of its own would round it. saved lies as grad does; it is the
+// output or the preactivation, as derived_from_output says. Null: dy stays.
+struct GradActivation {
+  const void* saved = nullptr;
+  Activation activation = Activation::kNone;
+  float negative_slope = 0;
+};
 
 // One struct for the three passes; `output` is what the pass writes.
-//   fprop: output(y) = input(x) * weight + bias, then activation
+//   fprop: output(y) = epilogue(input(x) * weight)
 //   dgrad: output(dx) = grad(dy) * weight
 //   wgrad: output(dw) = input(x), grad(dy); `workspace` holds fp32 (fp64) partial sums of the splits
 // A weight's TensorView reads N C H W as K C/groups R S.
@@ -43,9 +69,10 @@ struct Conv2dParams {
   TensorView weight;
   TensorView grad;
   TensorView output;
-  const void* bias = nullptr;  // K contiguous elements of dtype, or null
   void* workspace = nullptr;
-  Activation activation = Activation::kNone;
+  Epilogue epilogue;               // fprop
+  GradActivation grad_activation;  // dgrad, wgrad
+  void* bias_grad = nullptr;       // wgrad: K contiguous elements of dtype, written too; or null
 };
 
 }  // namespace fastcnn
