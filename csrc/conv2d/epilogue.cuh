@@ -13,7 +13,7 @@ namespace fastcnn {
 // The activations that take an exponential. Not inlined: an epilogue is unrolled over the elements of a
 // thread, and a kernel with as many copies of these would not fit the instruction cache.
 template <class Acc>
-__device__ __noinline__ Acc activate_smooth(Acc x, Activation activation) {
+[[gnu::noinline]] __device__ Acc activate_smooth(Acc x, Activation activation) {
   if (activation == Activation::kTanh) return tanh(x);
   if (activation == Activation::kGelu) return Acc(0.5) * x * (Acc(1) + erf(x * Acc(0.70710678118654752440)));
   const Acc denominator = Acc(1) + exp(-x);

@@ -12,7 +12,7 @@ namespace fastcnn {
 
 // dy times the derivative of silu or gelu at x. Not inlined, for the reason of activate_smooth.
 template <class Acc>
-__device__ __noinline__ Acc smooth_grad(Acc dy, Acc x, Activation activation) {
+[[gnu::noinline]] __device__ Acc smooth_grad(Acc dy, Acc x, Activation activation) {
   if (activation == Activation::kGelu) {
     const Acc cdf = Acc(0.5) * (Acc(1) + erf(x * Acc(0.70710678118654752440)));
     const Acc pdf = Acc(0.39894228040143267794) * exp(Acc(-0.5) * x * x);
