@@ -7,10 +7,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from build_support.families import family_hashes, source_files
+
 ROOT = Path(__file__).resolve().parent.parent
 TORCH_TARGET = "2.11"  # the oldest torch that the library runs on
 TORCH_TARGET_DEFINE = "0x020b000000000000"
-SOURCE_SUFFIXES = (".cpp", ".cu", ".cuh", ".h")
 
 
 def package_version() -> str:
@@ -18,11 +19,6 @@ def package_version() -> str:
     scope: dict[str, str] = {}
     exec((ROOT / "fastcnn" / "_version.py").read_text(), scope)
     return scope["__version__"]
-
-
-def source_files(folder: Path) -> list[Path]:
-    """The C++ and CUDA sources and headers under a folder, in a fixed order."""
-    return sorted(path for path in folder.rglob("*") if path.suffix in SOURCE_SUFFIXES)
 
 
 def source_hash(*folders: Path) -> str:
@@ -47,6 +43,7 @@ def build_info(
         "torch_target": TORCH_TARGET,
         "torch_built": torch_built,
         "source_hash": source_hash(),
+        "families": family_hashes(ROOT / "csrc"),
     }
 
 

@@ -17,7 +17,8 @@ import json
 import os
 import re
 import warnings
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -57,7 +58,8 @@ class BuildInfo:
     """What a library tells about itself.
 
     `kind` is "cuda", or "emulated" for the tests' build that runs the same kernels on CPU tensors;
-    `architectures` are spelled as in TORCH_CUDA_ARCH_LIST; `source_hash` is over the files of csrc.
+    `architectures` are spelled as in TORCH_CUDA_ARCH_LIST; `source_hash` is over the files of csrc,
+    `families` has a hash of the sources of each kernel family.
     """
 
     kind: str
@@ -68,6 +70,7 @@ class BuildInfo:
     torch_target: str
     torch_built: str | None
     source_hash: str
+    families: Mapping[str, str] = field(default_factory=dict)
 
 
 def build_info(kind: str | None = None) -> BuildInfo | None:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from .._atomic import write_atomically, write_text_atomically
 from .._extras import require
-from .atomic import write_atomically, write_text_atomically
 from .callbacks import Callback
 from .history import History
 from .trainer import Trainer

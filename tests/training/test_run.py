@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from fastcnn._atomic import write_atomically, write_text_atomically
 from fastcnn.training import (
     Checkpoints,
     DataConfig,
@@ -15,7 +16,6 @@ from fastcnn.training import (
     Trainer,
     TrainingConfig,
 )
-from fastcnn.training.atomic import write_atomically, write_text_atomically
 
 
 @pytest.fixture

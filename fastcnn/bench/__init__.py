@@ -1,0 +1,1 @@
+"""Measuring fastcnn beside cuDNN, ATen and torch.compile."""
