@@ -89,6 +89,12 @@ def _add_train(commands) -> None:
     group.add_argument(
         "--device", default=None, help="cpu, cuda or cuda:N; default: a GPU where there is one"
     )
+    group.add_argument(
+        "--graph",
+        action="store_true",
+        default=False,
+        help="on a GPU, run a step's forward and backward pass as one CUDA graph",
+    )
     group.add_argument("--out", default=None, metavar="RUN", help="the run folder; default runs/<name>-<n>")
     group.add_argument(
         "--target-accuracy",

@@ -104,7 +104,7 @@ def _start(arguments: argparse.Namespace) -> int:
         versions={"fastcnn": __version__, "torch": torch.__version__},
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
-    trainer = _make_trainer(config, device)
+    trainer = _make_trainer(config, device, arguments.graph)
     run = Run.create(arguments.out, splits.name, config)
     return _train(run, trainer, splits, Checkpoints(run), arguments)
 
@@ -144,7 +144,7 @@ def _resume(arguments: argparse.Namespace) -> int:
             f"the images of {arguments.data or settings.source} are not those that {run} began with "
             f"({_counts(splits)} now): resuming could train on test images; start a new run"
         )
-    trainer = _make_trainer(run.config, device)
+    trainer = _make_trainer(run.config, device, arguments.graph)
     try:
         trainer.load_state_dict(state)
         best = state["best"]
@@ -166,7 +166,9 @@ def _load(source: str, quiet: bool, **settings: Any) -> Splits:
         return data.load(source, progress=progress, **settings)
 
 
-def _make_trainer(config: RunConfig, device: torch.device) -> Trainer:
+def _make_trainer(config: RunConfig, device: torch.device, graph: bool) -> Trainer:
+    if graph and device.type != "cuda":
+        raise UserError(f"--graph captures CUDA graphs and needs a GPU, but the device is {device}")
     training = config.training
     torch.manual_seed(training.seed)
     model = build_model(config)
@@ -180,6 +182,7 @@ def _make_trainer(config: RunConfig, device: torch.device) -> Trainer:
         label_smoothing=training.label_smoothing,
         precision=training.precision,
         clip_norm=training.clip_norm,
+        graph=graph,
         seed=training.seed,
     )
 

@@ -344,6 +344,7 @@ def test_a_changed_folder_is_not_resumed(make_folder, tmp_path):
             "expected an accuracy such as 0.97 or 97, got '150'",
         ),
         (["train", "digits", "--device", "abacus"], "'abacus' is not a device"),
+        (["train", "digits", "--graph", "--device", "cpu"], "needs a GPU, but the device is cpu"),
         (["train", "digits", "--image-size", "20"], "image_size must be at least 22"),
         (["train", "digits", "--model", "large_cnn"], "there is no model 'large_cnn'"),
         (["train", "digits", "--model", "nowhere:net"], "could not be imported"),
