@@ -25,7 +25,7 @@ class Contender:
 
     With `capture` False no graph is tried: for calls that bring a graph of their own, such as a function
     compiled with mode="max-autotune" (mode="max-autotune-no-cudagraphs" can be captured), or that wait for
-    the device. A call that runs a backward pass has its forward pass inside it, or that ran on the same stream.
+    the device. A call with a backward pass has its forward pass inside it, or that ran on the same stream.
     """
 
     name: str

@@ -79,7 +79,7 @@ def _reason_names(mask: str) -> list[str] | None:
 
 
 def _current_uuid() -> str | None:
-    """The current GPU as nvidia-smi knows it, whatever CUDA_VISIBLE_DEVICES hides; None if CUDA is not in use."""
+    """The current GPU as nvidia-smi knows it, hidden ones or not; None while CUDA is not in use."""
     if not torch.cuda.is_initialized():
         return None
     uuid = str(getattr(torch.cuda.get_device_properties(torch.cuda.current_device()), "uuid", ""))
