@@ -9,13 +9,12 @@ from pathlib import Path
 
 from build_support.build_info import ROOT
 from build_support.families import family_files, family_hashes
+from fastcnn.bench.record import OURS
 
 RESULTS = ROOT / "benchmarks" / "results"
 SCHEMA_FILE = ROOT / "benchmarks" / "record.schema.json"
 FIXTURE = "FIXTURE"  # in the GPU's name of a record that the tests made up
 CHECKED_ONLY = ("bindings", "ptx")  # families whose work a check shows, and no figure of their own
-
-OURS = "fastcnn"
 
 
 def load_records(results: Path = RESULTS) -> list[dict]:

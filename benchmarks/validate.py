@@ -15,8 +15,8 @@ from pathlib import Path
 
 from benchmarks.records import RESULTS, SCHEMA_FILE, is_fixture
 from fastcnn._extras import require
+from fastcnn.bench.record import OURS
 
-OURS = "fastcnn"
 CLOSE = 1e-6  # relative: figures are rounded when they are written as text
 
 
