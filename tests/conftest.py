@@ -10,10 +10,16 @@ import pytest
 import torch
 
 from fastcnn import _library
+from tests import workers
 from tests.emulator import EmulatorUnavailable
 
 #: Set to 1, a test that would be skipped because the emulator cannot be built fails.
 REQUIRE_EMULATOR = "FASTCNN_REQUIRE_EMULATOR"
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist's own, which acts upon it
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    workers.distribute(config)
 
 
 @pytest.hookimpl(wrapper=True)
