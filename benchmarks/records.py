@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from build_support.build_info import ROOT
-from build_support.families import family_files, family_hashes
+from build_support.families import family_hashes, family_parts
+from fastcnn.bench.measured import CHECKED_ONLY
 from fastcnn.bench.record import OURS
 
 RESULTS = ROOT / "benchmarks" / "results"
 SCHEMA_FILE = ROOT / "benchmarks" / "record.schema.json"
 FIXTURE = "FIXTURE"  # in the GPU's name of a record that the tests made up
-CHECKED_ONLY = ("bindings", "ptx")  # families whose work a check shows, and no figure of their own
 
 
 def load_records(results: Path = RESULTS) -> list[dict]:
@@ -49,7 +49,7 @@ def pending(records: Sequence[Mapping], csrc: Path = ROOT / "csrc") -> list[Pend
     A family is checked where a passing record of a check has the hash of its sources, and measured where a
     record with that hash has times of it. One that is wholly a part of a measured family counts as measured.
     """
-    hashes, files = family_hashes(csrc), family_files(csrc)
+    hashes, parts = family_hashes(csrc), family_parts(csrc)
     checked = {
         family
         for record in records
@@ -65,6 +65,6 @@ def pending(records: Sequence[Mapping], csrc: Path = ROOT / "csrc") -> list[Pend
         for family in case["families"]
         if family in hashes and hashes[family] == record["sources"].get(family)
     }
-    measured |= {f for f in hashes if any(set(files[f]) <= set(files[whole]) for whole in measured)}
+    measured |= {part for family in measured for part in parts[family]}
     found = [Pending(f, f in checked, f in measured or f in CHECKED_ONLY) for f in hashes]
     return sorted((p for p in found if not (p.checked and p.measured)), key=lambda p: (p.checked, p.measured))

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks import figures, plots, tables
 from benchmarks.records import RESULTS, ROOT, is_fixture, load_records, pending
-from build_support.families import family_hashes
+from build_support.families import family_hashes, family_parts
 
 BEGIN = "<!-- performance: made by `python -m benchmarks.report`, not by hand -->"
 END = "<!-- performance: end -->"
@@ -60,18 +60,27 @@ def report(records: Sequence[Mapping], hashes: Mapping[str, str], root: Path) ->
     texts = {
         README: between_markers(readme, tables.readme_section(by_gpu, from_readme)),
         PAGE: tables.results_page(by_gpu, from_page, shape_lists(root / SHAPES)),
-        MEASURED: json.dumps(measured(by_gpu), indent=1) + "\n",
+        MEASURED: json.dumps(measured(by_gpu, family_parts(ROOT / "csrc")), indent=1) + "\n",
     }
     pictures = {PLOTS / name: group for names in drawn.values() for name, group in names.items()}
     return texts, pictures
 
 
-def measured(by_gpu: Mapping[str, Sequence[figures.Figure]]) -> list[dict]:
-    """For `fastcnn info`: when and on which sources each kernel family was measured last on each GPU."""
+def measured(
+    by_gpu: Mapping[str, Sequence[figures.Figure]], parts: Mapping[str, Sequence[str]]
+) -> list[dict]:
+    """For `fastcnn info`: when and on which sources each kernel family was measured last on each GPU.
+
+    `parts` has the families that are measured along with each.
+    """
     found: dict[tuple[str, str], dict] = {}
     for gpu, of_gpu in by_gpu.items():
         for figure in of_gpu:
-            for family in figure.case["families"] if figure.ours is not None else ():
+            families = figure.case["families"] if figure.ours is not None else ()
+            along = [part for family in families for part in parts.get(family, ())]
+            for family in (*families, *along):
+                if family not in figure.record["sources"]:
+                    continue  # a part that did not exist then
                 entry = {
                     "family": family,
                     "gpu": gpu,

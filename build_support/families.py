@@ -58,6 +58,14 @@ def family_files(csrc: Path) -> dict[str, list[Path]]:
     return found
 
 
+def family_parts(csrc: Path) -> dict[str, list[str]]:
+    """For each family, the families that are wholly among its files (itself left out)."""
+    files = {name: set(paths) for name, paths in family_files(csrc).items()}
+    return {
+        whole: [part for part in files if part != whole and files[part] <= files[whole]] for whole in files
+    }
+
+
 def family_hashes(csrc: Path) -> dict[str, str]:
     """A short hash of what each family is made from: names and code of its files, comments left out."""
     found = {}

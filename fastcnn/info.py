@@ -13,6 +13,7 @@ import torch
 
 from fastcnn import _library
 from fastcnn._version import __version__
+from fastcnn.bench import measured
 
 REINSTALL = (
     "install a CUDA toolkit (nvcc) or set CUDA_HOME to one, then reinstall fastcnn with FASTCNN_BUILD_CUDA=1"
@@ -22,6 +23,7 @@ REINSTALL = (
 def collect() -> dict:
     """Everything `fastcnn info` tells, as JSON's types; initialises CUDA where there is a GPU."""
     gpus = _gpus()
+    info = _library.build_info()
     routes = {"cuda": _cuda_route(gpus), "cpu": _cpu_route()}
     return {
         "versions": {
@@ -31,9 +33,10 @@ def collect() -> dict:
             "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version(),
         },
-        "library": asdict(info) if (info := _library.build_info()) else None,
+        "library": asdict(info) if info else None,
         "library_missing_because": _library.load_error,
         "sources_changed_since_build": _sources_changed(),
+        "measured": measured.states(info.families, measured.read()) if info else [],
         "gpus": gpus,
         "runs": routes,
         "remedies": list(dict.fromkeys(r["remedy"] for r in routes.values() if r["remedy"])),
@@ -116,6 +119,8 @@ def describe(facts: dict) -> str:
         lines.append(f"sources        {library['source_hash']}")
         if facts["sources_changed_since_build"]:
             lines.append("               csrc has changed since: install again to run what it says now")
+    for number, line in enumerate(measured.describe(facts["measured"])):
+        lines.append(f"{'' if number else 'measured':<15}{line}")
     for gpu in facts["gpus"]:
         covered = "covered by the build" if gpu["covered"] else "not covered by the build"
         lines.append(

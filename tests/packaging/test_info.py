@@ -8,6 +8,7 @@ import pytest
 
 from fastcnn import _library, info
 from fastcnn._version import __version__
+from fastcnn.bench import measured
 
 CUDA_BUILD = _library.BuildInfo(
     kind="cuda",
@@ -18,6 +19,7 @@ CUDA_BUILD = _library.BuildInfo(
     torch_target="2.11",
     torch_built="2.11.0",
     source_hash="0123456789abcdef",
+    families={"conv2d/generic": "a" * 16, "conv2d/thin": "b" * 16, "pool2d/max": "c" * 16, "ptx": "d" * 16},
 )
 
 
@@ -110,6 +112,31 @@ def test_json_has_the_same_facts(cuda_build, monkeypatch, capsys):
     assert facts["runs"]["cuda"]["kernels"] == "aten"
     assert facts["runs"]["cpu"]["kernels"] == "aten"
     assert len(facts["remedies"]) == 1
+
+
+def test_it_tells_what_is_measured_of_the_loaded_kernels(cuda_build, monkeypatch, capsys):
+    monkeypatch.setattr(measured, "read", list)
+    assert "measured       not yet: conv2d/generic, conv2d/thin, pool2d/max\n" in printed(capsys)
+    entries = [
+        {"family": family, "gpu": "FIXTURE", "date": date, "sources": sources}
+        for family, date, sources in (
+            ("conv2d/generic", "2001-01-01", "a" * 16),
+            ("conv2d/generic", "2001-01-03", "e" * 16),
+            ("conv2d/thin", "2001-01-02", "e" * 16),
+        )
+    ]
+    monkeypatch.setattr(measured, "read", lambda: entries)
+    assert (
+        "measured       on FIXTURE, 2001-01-01: conv2d/generic\n"
+        "               not since the sources changed (on FIXTURE, 2001-01-02): conv2d/thin\n"
+        "               not yet: pool2d/max\n"
+    ) in printed(capsys)
+    states = json.loads(printed(capsys, "--json"))["measured"]
+    assert [state["state"] for state in states] == ["current", "changed since", "not measured yet"]
+
+
+def test_what_is_measured_travels_with_the_package():
+    assert isinstance(measured.read(), list)
 
 
 def test_the_package_runs_as_a_module():

@@ -52,6 +52,7 @@ def test_a_skipped_build_makes_a_pure_wheel_and_says_so_once(tmp_path):
     names = zipfile.ZipFile(wheel).namelist()
     assert "fastcnn/ops.py" in names
     assert "fastcnn/_library.py" in names
+    assert "fastcnn/bench/measured.json" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert not [name for name in names if not name.startswith("fastcnn")]
 
