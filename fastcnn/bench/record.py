@@ -14,6 +14,7 @@ from pathlib import Path
 
 from fastcnn._atomic import write_text_atomically
 from fastcnn.bench import machine as _machine
+from fastcnn.testing.clocks import read_clocks
 
 SCHEMA = 1
 OURS = "fastcnn"  # our own name among a case's contenders
@@ -177,21 +178,6 @@ def result_name(gpu: str, kind: str, date: str) -> str:
     """The file name of a kept record: "nvidia-h100-80gb-hbm3-check-20260102T030405.json"."""
     words = "".join(letter if letter.isalnum() else " " for letter in f"{gpu} {kind}".lower()).split()
     return f"{'-'.join(words)}-{date.replace('-', '').replace(':', '')[:15]}.json"
-
-
-def read_clocks() -> dict | None:
-    """Clocks, power, temperature and throttle reasons now, by nvidia-smi; None where it is not there."""
-    read = _machine.nvidia_smi(_CLOCKS)
-    return read if any(read.values()) else None
-
-
-_CLOCKS = {
-    "clocks.sm": "sm_clock",
-    "clocks.mem": "memory_clock",
-    "power.draw": "power",
-    "temperature.gpu": "temperature",
-    "clocks_throttle_reasons.active": "throttle_reasons",
-}
 
 
 def _line(value: Mapping) -> str:
