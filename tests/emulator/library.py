@@ -78,10 +78,11 @@ def build_program(sources: list[Path], variant: Variant | str = Variant.RELEASE)
     """Links the given sources, one of which has main(), with the emulated device into a program.
 
     For trying a kernel before it has an operator: `sources` are a trial file and the .cu files under trial.
+    What the library is made of too is compiled as for it, so that one object serves both.
     """
     variant = Variant(variant)
     folder = _folder(variant)
-    flags = compile_flags(variant)
+    flags = _flags(variant)
     engine = [path for path in source_files(EMULATOR / "src") if path.suffix == ".cpp"]
     units = tuple(_source(path.resolve(), folder, flags) for path in [*sources, *engine])
     name = hashlib.sha256(str(sources[0].resolve()).encode()).hexdigest()[:8]
@@ -109,14 +110,21 @@ def _source(path: Path, folder: Path, flags: list[str]) -> Source:
     return Source(path, folder / "objects" / relative.with_name(relative.name + ".o"), tuple(flags))
 
 
+def _flags(variant: Variant) -> list[str]:
+    """What the library's sources are compiled with."""
+    import torch
+
+    version = f'-DFASTCNN_TORCH_VERSION="{torch.__version__}"'  # its headers are not looked at for changes
+    include, _ = torch_flags()
+    return [*compile_flags(variant), version, "-I", str(_folder(variant) / "generated"), *include]
+
+
 def _library(variant: Variant, folder: Path, library: Path) -> Product:
     import torch
 
-    generated = folder / "generated"
-    write_header(generated, "emulated", torch_built=torch.__version__)
-    include, link = torch_flags()
-    version = f'-DFASTCNN_TORCH_VERSION="{torch.__version__}"'  # its headers are not looked at for changes
-    flags = [*compile_flags(variant), version, "-I", str(generated), *include]
+    write_header(folder / "generated", "emulated", torch_built=torch.__version__)
+    _, link = torch_flags()
+    flags = _flags(variant)
     sources = tuple(_source(path, folder, flags) for path in library_sources())
     return Product(library, sources, ("-shared", f"-Wl,-soname,{library.name}", *link_flags(variant), *link))
 
