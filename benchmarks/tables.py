@@ -22,6 +22,12 @@ HOW_TO_READ = (
     "= where the 95 % interval has 1 in it. The geometric mean counts each layer as often as it occurs in "
     "its network."
 )
+CLOCK_PARTS = (
+    (("sm_mhz", "sm_max_mhz"), "SM {sm_mhz:.0f} of {sm_max_mhz:.0f} MHz"),
+    (("memory_mhz", "memory_max_mhz"), "memory {memory_mhz:.0f} of {memory_max_mhz:.0f} MHz"),
+    (("power_watts", "power_limit_watts"), "{power_watts:.0f} of {power_limit_watts:.0f} W"),
+    (("temperature_celsius",), "{temperature_celsius:.0f} °C"),
+)
 MARKS = {"faster": "▲", "slower": "▼", "even": "=", "": ""}
 
 
@@ -229,9 +235,12 @@ def _run_cells(record: Mapping) -> tuple[str, ...]:
 
 
 def _clocks(read: Mapping | None) -> str:
-    return (
-        ", ".join(f"{key} {value}" for key, value in read.items() if value is not None) if read else "unknown"
-    )
+    """What `read_clocks` said, in short; parts that it did not know are left out."""
+    known = {key: value for key, value in (read or {}).items() if value is not None}
+    parts = [text.format(**known) for keys, text in CLOCK_PARTS if all(key in known for key in keys)]
+    if known.get("throttle_reasons"):
+        parts.append(f"held back by {' and '.join(known['throttle_reasons'])}")
+    return ", ".join(parts) or "unknown"
 
 
 def contender_names(figures: Iterable[Figure]) -> list[str]:

@@ -12,24 +12,14 @@ import torch
 
 from fastcnn import _library
 from fastcnn._version import __version__
+from fastcnn.testing.clocks import read_clocks
 
 COMMIT_VARIABLE = "FASTCNN_COMMIT"
 _ROOT = Path(__file__).resolve().parents[2]
 
-# nvidia-smi's name -> the record's. Each is asked alone where all together are refused.
-_SMI_FACTS = {
-    "driver_version": "driver",
-    "power.limit": "power_limit",
-    "clocks.max.sm": "max_sm_clock",
-    "clocks.max.mem": "max_memory_clock",
-    "mig.mode.current": "mig_mode",
-    "ecc.mode.current": "ecc_mode",
-    "persistence_mode": "persistence_mode",
-}
-
 
 def machine() -> dict:
-    """The first visible GPU, its driver, torch, CUDA, cuDNN and the host; `gpu` is None without one."""
+    """torch's first GPU, its driver, torch, CUDA, cuDNN and the host; `gpu` is None without one."""
     facts = {
         "gpu": None,
         "compute_capability": None,
@@ -53,28 +43,9 @@ def machine() -> dict:
             "multiprocessors": properties.multi_processor_count,
             "memory_bytes": properties.total_memory,
             "l2_bytes": getattr(properties, "L2_cache_size", None),
-            **nvidia_smi(_SMI_FACTS),
+            "driver": (read_clocks() or {}).get("driver"),
         }
     return facts
-
-
-def nvidia_smi(fields: dict[str, str]) -> dict[str, str | None]:
-    """What nvidia-smi says of torch's first GPU: {its name: ours} gives {ours: value, None where unknown}."""
-    command = ("nvidia-smi", f"--id={_smi_index()}", "--format=csv,noheader")
-    said = _said(*command, f"--query-gpu={','.join(fields)}")
-    values = [value.strip() for value in said.splitlines()[0].split(",")] if said else []
-    if len(values) != len(fields):  # an older driver refuses the whole list for one unknown name
-        values = (
-            [_said(*command, f"--query-gpu={name}") for name in fields] if _said("nvidia-smi", "-L") else []
-        )
-    values = values or [None] * len(fields)
-    return {ours: value or None for ours, value in zip(fields.values(), values, strict=True)}
-
-
-def _smi_index() -> str:
-    """torch's first device as nvidia-smi names it (nvidia-smi does not heed CUDA_VISIBLE_DEVICES)."""
-    first = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
-    return first or "0"
 
 
 def _processor() -> str | None:

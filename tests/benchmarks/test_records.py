@@ -94,22 +94,6 @@ def test_the_commit_of_a_copy_without_git_is_taken_from_the_environment(tmp_path
     assert machine.commit() == {"id": "abc1234", "changed": None}
 
 
-def test_nvidia_smi_is_asked_one_by_one_where_a_name_is_unknown_to_it(tmp_path, monkeypatch):
-    tool = tmp_path / "nvidia-smi"
-    tool.write_text(
-        "#!/bin/sh\n"
-        'case "$*" in -L) echo "GPU 0";;\n'
-        "*--id=3*--query-gpu=driver_version) echo 580.1;;\n"
-        '*) echo "not a valid field"; exit 2;; esac\n'
-    )
-    tool.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
-    assert machine.nvidia_smi({"driver_version": "driver", "mig": "mig"}) == {"driver": "580.1", "mig": None}
-    monkeypatch.setenv("PATH", str(tmp_path / "none"))
-    assert machine.nvidia_smi({"driver_version": "driver"}) == {"driver": None}
-
-
 def test_a_result_is_named_by_gpu_kind_and_time():
     name = result_name("NVIDIA H100 80GB HBM3", "check", "2026-01-02T03:04:05Z")
     assert name == "nvidia-h100-80gb-hbm3-check-20260102T030405.json"

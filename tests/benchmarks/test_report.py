@@ -103,6 +103,7 @@ def test_losses_are_marked_like_wins_and_stale_figures_say_so(root):
     assert "Sources changed since for 64 of 202 figures (pool2d/max)." in page
     assert "`pools/broken avg_pool2d bfloat16 channels_last`: rms 3 | torch's 0.1" in page
     assert "Not measured yet: faraway." in page
+    assert "| SM 1000 of 2000 MHz, 300 of 700 W, 40 °C, held back by sw_power_cap |" in page
     assert "| vgg16_224 | conv2d_fprop | bfloat16 | channels_last | 0 of 1 |  |  | not measured yet " in page
     assert (
         "| resnet50 | model_inference | bfloat16 | channels_last | 9.03 | 9.85 | 8.49 | 11.7 | ▼ 0.94" in page
