@@ -94,29 +94,20 @@ def plan(
         ValueError: an unknown `op`, or an argument that does not belong to it.
         RuntimeError: a problem that the operator itself refuses, or a chip the planner does not know.
     """
-    given = {
-        "weight": weight,
-        "kernel_size": kernel_size,
-        "output_size": output_size,
-        "stride": stride,
-        "padding": padding,
-        "dilation": dilation,
-        "groups": groups,
-        "ceil_mode": ceil_mode,
-    }
-    given = {name: value for name, value in given.items() if value is not None}
-    allowed = _ARGUMENTS.get(op)
-    if allowed is None:
-        raise ValueError(f"plan(): op must be one of {', '.join(_ARGUMENTS)}, but is {op!r}")
-    sizes = allowed[0]
-    wrong = [name for name in given if name not in allowed]
-    if wrong or sizes not in given:
-        got = f"got {', '.join(wrong)}" if wrong else f"{sizes} is missing"
-        raise ValueError(f"plan(): {op} takes {', '.join(allowed)} beside input, but {got}")
     if dtype not in _checks.DTYPES:
         raise ValueError(f"plan(): dtype must be float32, float16, bfloat16 or float64, but is {dtype}")
-    build = {"weight": _conv_problem, "kernel_size": _pool_problem, "output_size": _adaptive_problem}[sizes]
-    problem = build(op, input, **given)
+    problem = problem_numbers(
+        op,
+        input,
+        weight=weight,
+        kernel_size=kernel_size,
+        output_size=output_size,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+        ceil_mode=ceil_mode,
+    )
     if _library.build_info() is None:
         return Plan(op, "aten", f"no compiled library is loaded: {_library.load_error}")
     name = op.removeprefix("adaptive_")
@@ -126,13 +117,28 @@ def plan(
     )
 
 
+def problem_numbers(op: str, input: Sequence[int], **given: object) -> list[int]:
+    """The numbers of a problem in the order in which csrc/bindings/plan.cpp reads them.
+
+    Takes what `plan` takes to say what the problem is, and raises its errors; None stands for left out.
+    """
+    given = {name: value for name, value in given.items() if value is not None}
+    allowed = _ARGUMENTS.get(op)
+    if allowed is None:
+        raise ValueError(f"plan(): op must be one of {', '.join(_ARGUMENTS)}, but is {op!r}")
+    sizes = allowed[0]
+    wrong = [name for name in given if name not in allowed]
+    if wrong or sizes not in given:
+        got = f"got {', '.join(wrong)}" if wrong else f"{sizes} is missing"
+        raise ValueError(f"plan(): {op} takes {', '.join(allowed)} beside input, but {got}")
+    build = {"weight": _conv_problem, "kernel_size": _pool_problem, "output_size": _adaptive_problem}[sizes]
+    return build(op, input, **given)
+
+
 def _sizes(name: str, sizes: Sequence[int] | None, meaning: str) -> tuple[int, int, int, int]:
     if sizes is None or len(sizes) != 4:
         raise ValueError(f"plan(): {name} must be the four sizes {meaning}, but is {sizes}")
     return tuple(int(size) for size in sizes)
-
-
-# The numbers of a problem are in the order in which csrc/bindings/plan.cpp reads them.
 
 
 def _conv_problem(op, input, weight, stride=1, padding=0, dilation=1, groups=1) -> list[int]:
