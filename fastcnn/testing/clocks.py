@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from fastcnn.bench.machine import nvidia_smi
+import os
+import subprocess
+
+import torch
 
 __all__ = ["read_clocks"]
 
+# nvidia-smi's names and ours, which carry the unit.
 _NUMBERS = {
     "clocks.sm": "sm_mhz",
     "clocks.mem": "memory_mhz",
+    "clocks.max.sm": "sm_max_mhz",
+    "clocks.max.mem": "memory_max_mhz",
     "power.draw": "power_watts",
     "power.limit": "power_limit_watts",
     "temperature.gpu": "temperature_celsius",
 }
-# The newer drivers' name first, then the older one for the same bits.
+# The same bits under the driver's newer and its older name.
 _REASONS = ("clocks_event_reasons.active", "clocks_throttle_reasons.active")
 _BITS = {
     0x1: "gpu_idle",
@@ -29,32 +35,63 @@ _BITS = {
 
 
 def read_clocks() -> dict | None:
-    """The first visible GPU's state at this moment; None where nvidia-smi is not there or does not answer.
+    """The current GPU's state at this moment; None where nvidia-smi is not there or does not answer.
 
     Returns:
-        "sm_mhz", "memory_mhz", "power_watts", "power_limit_watts" and "temperature_celsius", each None where
-        the GPU does not tell; "throttle_reasons" is a list of names ("sw_power_cap", "gpu_idle", ...), empty
-        where nothing holds the clocks back, None where that is unknown.
+        "name" and "driver"; "sm_mhz", "memory_mhz", "sm_max_mhz", "memory_max_mhz", "power_watts",
+        "power_limit_watts", "temperature_celsius", each None where the GPU does not tell; and
+        "throttle_reasons", a list of names ("sw_power_cap", "gpu_idle", ...), None where unknown.
     """
-    said = nvidia_smi({**_NUMBERS, _REASONS[0]: "reasons"})
-    if not any(said.values()):
-        return None
-    mask = said["reasons"] or ""
-    if not mask.startswith("0x"):
-        mask = nvidia_smi({_REASONS[1]: "reasons"})["reasons"] or ""
-    facts: dict = {name: _number(said[name]) for name in _NUMBERS.values()}
-    facts["throttle_reasons"] = _names(int(mask, 16)) if mask.startswith("0x") else None
+    gpu = _current_gpu()
+    for reasons in _REASONS:
+        fields = ["name", "driver_version", *_NUMBERS, reasons]
+        query = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
+        for which in ([f"--id={gpu}"] if gpu else [], []):
+            line = _said([*query, *which])
+            if line is not None:
+                values = [value.strip() for value in line.split(",")]
+                if len(values) == len(fields):
+                    return _facts(values)
+    return None
+
+
+def _facts(values: list[str]) -> dict:
+    name, driver, *numbers, reasons = values
+    facts: dict = {"name": name, "driver": driver}
+    facts |= {ours: _number(value) for ours, value in zip(_NUMBERS.values(), numbers, strict=True)}
+    facts["throttle_reasons"] = _reason_names(reasons)
     return facts
 
 
-def _number(text: str | None) -> float | None:
-    """A figure without its unit: 1980.0 for "1980 MHz", None for "[N/A]"."""
+def _number(text: str) -> float | None:
     try:
-        return float((text or "").split(" ")[0])
-    except ValueError:
+        return float(text)
+    except ValueError:  # "[N/A]", "[Not Supported]"
         return None
 
 
-def _names(bits: int) -> list[str]:
+def _reason_names(mask: str) -> list[str] | None:
+    try:
+        bits = int(mask, 16)
+    except ValueError:
+        return None
+    known = [name for bit, name in _BITS.items() if bits & bit]
     unknown = bits & ~sum(_BITS)
-    return [name for bit, name in _BITS.items() if bits & bit] + ([hex(unknown)] if unknown else [])
+    return [*known, hex(unknown)] if unknown else known
+
+
+def _current_gpu() -> str:
+    """The current GPU as nvidia-smi names it (CUDA_VISIBLE_DEVICES or not). Initialises nothing."""
+    if torch.cuda.is_initialized():
+        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+        return f"GPU-{str(properties.uuid).removeprefix('GPU-')}"
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
+
+
+def _said(command: list[str]) -> str | None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    lines = done.stdout.strip().splitlines()
+    return lines[0] if done.returncode == 0 and lines else None
