@@ -6,6 +6,7 @@ import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT))
@@ -14,6 +15,18 @@ from build_support import build_info, cuda  # noqa: E402
 
 # These build nothing, and an isolated build runs them before torch is there.
 METADATA_COMMANDS = {"dist_info", "egg_info", "sdist"}
+
+
+class BuildPy(build_py):
+    """Also ships the lists of shapes, which a checkout keeps in benchmarks/, inside fastcnn.bench."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            folder = Path(self.build_lib, "fastcnn", "bench", "shapes")
+            self.mkpath(str(folder))
+            for path in sorted((ROOT / "benchmarks" / "shapes").glob("*.csv")):
+                self.copy_file(str(path), str(folder / path.name))
 
 
 def cuda_extension(home: Path) -> tuple[Extension, type]:
@@ -70,11 +83,11 @@ if METADATA_COMMANDS.intersection(sys.argv):
     setup()
 elif home is None:
     print(why_not, file=sys.stderr)
-    setup()
+    setup(cmdclass={"build_py": BuildPy})
 else:
     extension, build_extension = cuda_extension(home)
     setup(
         ext_modules=[extension],
-        cmdclass={"build_ext": build_extension},
+        cmdclass={"build_py": BuildPy, "build_ext": build_extension},
         options={"bdist_wheel": {"py_limited_api": "cp310"}} if extension.py_limited_api else {},
     )

@@ -23,7 +23,7 @@ def copy_sources(tmp_path: Path) -> Path:
     for name in ("LICENSE", "MANIFEST.in", "README.md", "pyproject.toml", "setup.py"):
         shutil.copy(ROOT / name, source)
     skip = shutil.ignore_patterns("__pycache__", "*.so")
-    for name in ("build_support", "csrc", "fastcnn"):
+    for name in ("benchmarks", "build_support", "csrc", "fastcnn"):
         shutil.copytree(ROOT / name, source / name, ignore=skip)
     return source
 
@@ -49,8 +49,11 @@ def test_a_skipped_build_makes_a_pure_wheel_and_says_so_once(tmp_path):
     assert (done.stdout + done.stderr).count("FASTCNN_BUILD_CUDA=0") == 1
     (wheel,) = (tmp_path / "dist").iterdir()
     assert wheel.name == f"fastcnn-{__version__}-py3-none-any.whl"
-    names = zipfile.ZipFile(wheel).namelist()
+    content = zipfile.ZipFile(wheel)
+    names = content.namelist()
     assert "fastcnn/ops.py" in names
+    for path in (ROOT / "benchmarks" / "shapes").iterdir():
+        assert content.read(f"fastcnn/bench/shapes/{path.name}") == path.read_bytes()
     assert "fastcnn/_library.py" in names
     assert "fastcnn/bench/measured.json" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
