@@ -78,8 +78,7 @@ def make_calls(calls: Sequence[Call], count: int) -> None:
 class _Issued:
     """Calls issued behind a delay on the device, so that it never waits for the host between them."""
 
-    # A call that waits for the device, or launches more than a stream can queue, cannot be issued ahead.
-    _ATTEMPTS = 3
+    _SHORTEST_DELAY = 200e-6
     _LONGEST_DELAY = 0.2
     _BEHIND = "the device may have waited for the host: the calls could not all be issued ahead of it"
 
@@ -88,17 +87,18 @@ class _Issued:
         self.note: str | None = None
         self._timer = timer
         self._issue = issue
-        self._delay = 200e-6
+        self._delay = self._SHORTEST_DELAY
 
     def run(self) -> float:
-        for _ in range(self._ATTEMPTS):
+        attempts = 3 if self.note is None else 1
+        for _ in range(attempts):
             microseconds, host, delay = self._timer.between_events(self._issue, self._delay)
             if host < delay:
                 return microseconds
-            if self._delay >= self._LONGEST_DELAY:
-                break
             self._delay = min(self._LONGEST_DELAY, 2 * max(self._delay, host))
+        # It waits for the device, or launches more than a stream queues: no delay is long enough for that.
         self.note = self._BEHIND
+        self._delay = self._SHORTEST_DELAY
         return microseconds
 
     def close(self) -> None:
@@ -152,7 +152,6 @@ class CudaTimer:
         self._graphs: list[torch.cuda.CUDAGraph] = []
         self._pool: tuple[int, int] | None = None
         with self._on_stream():
-            self._mark = torch.zeros(1, device=self.device)
             self._cycles_per_second = 1e9
             for _ in range(3):  # the first wakes the device up
                 _, _, seconds = self.between_events(lambda: None, 1e-3)
@@ -222,13 +221,15 @@ class CudaTimer:
         sets the generator right.
         """
         self._broken.append(broken)
-        for undo in (torch._C._cuda_endAllocateToPool, torch._C._cuda_releasePool):
-            with suppress(RuntimeError):  # done already: how far torch comes depends on its version
-                undo(self.device.index, self._pool)
+        for undo in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
+            with suppress(
+                RuntimeError, AttributeError
+            ):  # how much torch has left to do varies by its version
+                getattr(torch._C, undo)(self.device.index, self._pool)
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         graph.capture_begin(capture_error_mode="thread_local")
-        self._mark.zero_()
+        torch.cuda._sleep(1)
         graph.capture_end()
         graph.reset()
 

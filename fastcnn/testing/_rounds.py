@@ -219,7 +219,6 @@ def _named(contender: Contender, doing: str) -> Iterator[None]:
 def _no_garbage_collection() -> Iterator[None]:
     """A collection takes time, and one that destroys another graph spoils a capture."""
     enabled = gc.isenabled()
-    gc.collect()
     gc.disable()
     try:
         yield
