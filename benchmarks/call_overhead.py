@@ -1,22 +1,21 @@
 """What a call costs beside its arithmetic: ours and torch's on the same small tensors, `python -m
 benchmarks.call_overhead`.
 
-The two take turns, round by round, in one process; a figure is the median over the rounds. On CPU tensors
-without the emulated library our functions hand over to torch's, and the ratio is what that costs; with
---device cuda it is our kernels' call time (the device is awaited once per round, so tensors are tiny).
+The two take turns, round by round, in one process (`fastcnn.testing.timing.call_times`); a figure is a median
+over the rounds. On CPU tensors without the emulated library our functions hand over to torch's, and the ratio
+is what that costs; with --device cuda it is the time until a call returns, the kernels left to run behind it.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 
 from fastcnn import functional
+from fastcnn.testing.timing import Contender, WallTimer, call_times, default_timer
 
 Call = Callable[[], object]
 
@@ -54,15 +53,6 @@ def cases(device: str) -> dict[str, Callable[[object], Call]]:
     return found
 
 
-def seconds(call: Call, calls: int, device: str) -> float:
-    start = time.perf_counter()
-    for _ in range(calls):
-        call()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return (time.perf_counter() - start) / calls
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.call_overhead", description=__doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -70,16 +60,13 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=50, help="calls in one round")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    timer = default_timer() if options.device == "cuda" else WallTimer()
     print(f"torch {torch.__version__}, {options.device}; median us per call over {options.rounds} rounds")
     print(f"{'call':<44}{'torch':>9}{'fastcnn':>9}{'ratio':>8}")
     for name, build in cases(options.device).items():
-        contenders = [build(module) for module in (F, functional)]
-        rounds = []
-        for number in range(options.rounds + 1):
-            round_times = [seconds(call, options.calls, options.device) for call in contenders]
-            if number > 0:  # the first warms up
-                rounds.append(round_times)
-        torchs, ours = (1e6 * statistics.median(times) for times in zip(*rounds, strict=True))
+        contenders = [Contender(module.__name__, [build(module)]) for module in (F, functional)]
+        times = call_times(contenders, rounds=options.rounds, most_calls=options.calls, timer=timer)
+        torchs, ours = (times[contender.name].median for contender in contenders)
         print(f"{name:<44}{torchs:>9.2f}{ours:>9.2f}{ours / torchs:>8.2f}")
 
 
