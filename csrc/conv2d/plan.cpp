@@ -1,7 +1,9 @@
 #include "conv2d/plan.h"
 
+#include <optional>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "conv2d/generic.h"
 
@@ -31,6 +33,11 @@ Conv2dPlan plan_conv2d(Conv2dPass pass, const Conv2dParams& params, const Chip& 
     plan.depthwise = plan_depthwise(pass, params, chip);
     plan.workspace_bytes = plan.depthwise.workspace_bytes;
     plan.splits = plan.depthwise.splits;
+  } else if (std::optional<GroupedPlan> grouped = plan_grouped(pass, params, chip)) {
+    plan.path = Conv2dPath::kGrouped;
+    plan.workspace_bytes = grouped->workspace_bytes;
+    plan.splits = grouped->splits;
+    plan.grouped = *std::move(grouped);
   } else {
     plan_generic(pass, params, chip, plan);
   }
@@ -40,6 +47,10 @@ Conv2dPlan plan_conv2d(Conv2dPass pass, const Conv2dParams& params, const Chip& 
 void run_conv2d(Conv2dPass pass, const Conv2dParams& params, const Conv2dPlan& plan, cudaStream_t stream) {
   if (plan.path == Conv2dPath::kGeneric) {
     launch_generic(pass, params, plan, stream);
+    return;
+  }
+  if (plan.path == Conv2dPath::kGrouped) {
+    launch_grouped(pass, params, plan.grouped, stream);
     return;
   }
   switch (pass) {
@@ -70,6 +81,15 @@ PlanText describe(const Conv2dPlan& plan, Conv2dPass pass) {
     text.grid = depthwise.grid;
     text.threads = depthwise.tile.threads();
     text.shared_bytes = depthwise.shared_bytes;
+    return text;
+  }
+  if (plan.path == Conv2dPath::kGrouped) {
+    text.kernel = std::string("grouped_") + kPassNames[static_cast<int>(pass)];
+    text.reason = plan.grouped.reason;
+    text.tile = plan.grouped.tile;
+    text.grid = plan.grouped.grid;
+    text.threads = plan.grouped.threads;
+    text.shared_bytes = plan.grouped.shared_bytes;
     return text;
   }
   text.kernel = std::string("generic_") + kPassNames[static_cast<int>(pass)];

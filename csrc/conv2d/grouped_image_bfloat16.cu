@@ -1,0 +1,4 @@
+#include "conv2d/grouped_image.cuh"
+
+template void fastcnn::grouped::launch_image<__nv_bfloat16>(const GroupedImageParams&, bool,
+                                                            const GroupedPlan&, cudaStream_t);

@@ -1,0 +1,413 @@
+// What the grouped kernels cover, their slabs, tiles and splits.
+#include <algorithm>
+#include <numeric>
+
+#include "common/ceil_div.h"
+#include "conv2d/grouped.h"
+#include "conv2d/split_sum.h"
+
+namespace fastcnn {
+namespace {
+
+constexpr int kMostWarps = kGroupedThreads / 32;
+constexpr int kWarpSlots = 128;    // pixels that a warp of fprop and dgrad computes
+constexpr int kSlabChannels = 32;  // of the wider of the two tensors, unless a group alone is wider
+constexpr int kWgradSlots = 256;
+constexpr int64_t kMostWorkspace = int64_t{64} << 20;
+constexpr int64_t kMostIndex = int64_t{1} << 30;
+
+bool covered_channels(int channels) {
+  return channels >= 4 && channels <= 32 && channels % 4 == 0;
+}
+
+// How the box of a tile follows from the tile, along one axis.
+struct Reach {
+  int pixel = 1;  // box rows from pixel to pixel
+  int taps = 1;   // box rows that a pixel's taps span
+  int rows(int tile) const { return (tile - 1) * pixel + taps; }
+};
+
+struct Tile {
+  int n = 1, h = 1, w = 1;
+  int64_t count = 0;
+};
+
+// The tile of at most `slots` pixels whose box fits `capacity` pixels that leaves the least idle slots and
+// the least halo. n x h x w is the image that is tiled.
+std::optional<Tile> choose_tile(int n, int h, int w, int slots, int64_t capacity, const Reach& reach_h,
+                                const Reach& reach_w) {
+  std::optional<Tile> best;
+  int64_t best_cost = 0;
+  const int64_t least_cuts = ceil_div(w, slots);
+  for (int64_t cuts = least_cuts; cuts < least_cuts + 8 && cuts <= w; ++cuts) {
+    Tile tile;
+    tile.w = static_cast<int>(ceil_div(w, cuts));
+    int64_t rows = std::min(h, slots / tile.w);
+    while (rows > 1 && int64_t{reach_h.rows(rows)} * reach_w.rows(tile.w) > capacity) --rows;
+    if (int64_t{reach_h.rows(rows)} * reach_w.rows(tile.w) > capacity) continue;
+    tile.h = static_cast<int>(ceil_div(h, ceil_div(h, rows)));
+    const int64_t box = int64_t{reach_h.rows(tile.h)} * reach_w.rows(tile.w);
+    if (tile.h == h && tile.w == w) {
+      tile.n = static_cast<int>(std::min<int64_t>({n, slots / (int64_t{h} * w), capacity / box}));
+    }
+    tile.count = ceil_div(n, tile.n) * ceil_div(h, tile.h) * ceil_div(w, tile.w);
+    const int64_t cost = tile.count * (slots + tile.n * box);
+    if (!best || cost < best_cost) {
+      best = tile;
+      best_cost = cost;
+    }
+  }
+  return best;
+}
+
+// An odd number of 16-byte vectors.
+int pitch_of(int channels, int vector) {
+  return (static_cast<int>(ceil_div(channels, vector)) | 1) * vector;
+}
+
+GroupedBox make_box(const TensorView& view, const GradActivation& activation, int n, int channels, int h,
+                    int w, int slab_channels, DType dtype) {
+  const int bytes = dtype_size(dtype);
+  const int vector = 16 / bytes;
+  GroupedBox box;
+  box.view = view;
+  box.activation = activation;
+  box.image_n = n;
+  box.image_h = h;
+  box.image_w = w;
+  box.channels = channels;
+  box.slab_channels = slab_channels;
+  box.pitch = pitch_of(slab_channels, vector);
+  const auto aligned = [&](int width) {
+    TensorView saved = view;
+    saved.data = const_cast<void*>(activation.saved);
+    return channels % width == 0 && slab_channels % width == 0 &&
+           channels_align(view, n, h, w, width, bytes) && channels_align(saved, n, h, w, width, bytes);
+  };
+  box.access = aligned(vector) ? vector : (aligned(4) ? 4 : 1);
+  box.channels_fast = box.access > 1 || w == 1 || view.stride_c < view.stride_w;
+  box.vectors = FastDiv(static_cast<int>(ceil_div(slab_channels, vector)));
+  return box;
+}
+
+void size_box(GroupedBox& box, int images, int rows, int columns) {
+  box.images = images;
+  box.rows = rows;
+  box.columns = columns;
+  box.pixels = FastDiv(box.box_pixels());
+  box.row_count = FastDiv(rows);
+  box.column_count = FastDiv(columns);
+}
+
+// fprop: one phase, every tap in order. Box rows lie `step` image rows apart.
+GroupedAxis forward_axis(int taps, int dilation, int step) {
+  GroupedAxis axis;
+  axis.taps = taps;
+  for (int r = 0; r < taps; ++r) {
+    axis.tap[r] = r;
+    axis.offset[r] = r * dilation / step;
+  }
+  axis.start[1] = taps;
+  return axis;
+}
+
+// dgrad: tap r reaches dx row h from dy row (h + pad - r * dilation) / stride, if that divides. The offsets
+// are relative to `first`, the least of them.
+GroupedAxis backward_axis(int taps, int size, int stride, int pad, int dilation, int& first) {
+  GroupedAxis axis;
+  axis.taps = taps;
+  axis.phases = std::min(stride, size);
+  int at = 0;
+  first = 0;
+  for (int phase = 0; phase < axis.phases; ++phase) {
+    axis.start[phase] = at;
+    for (int r = 0; r < taps; ++r) {
+      const int distance = phase + pad - r * dilation;
+      if (distance % stride != 0) continue;
+      axis.tap[at] = r;
+      axis.offset[at] = distance / stride;
+      first = at == 0 ? axis.offset[at] : std::min(first, axis.offset[at]);
+      ++at;
+    }
+  }
+  axis.start[axis.phases] = at;
+  // Taps that reach no pixel of a small image.
+  axis.taps = std::max(at, 1);
+  for (int i = 0; i < at; ++i) axis.offset[i] -= first;
+  return axis;
+}
+
+int span(const GroupedAxis& axis) {
+  int last = 0;
+  for (int i = 0; i < axis.start[axis.phases]; ++i) last = std::max(last, axis.offset[i]);
+  return last + 1;
+}
+
+// Image rows between box rows: all that pixels and taps land on are multiples of it.
+int box_step(int stride, int taps, int dilation) {
+  return taps == 1 ? stride : std::gcd(stride, dilation);
+}
+
+std::string tile_text(int n, int h, int w, int groups) {
+  return std::to_string(groups) + " groups x " + std::to_string(n) + "x" + std::to_string(h) + "x" +
+         std::to_string(w) + " pixels";
+}
+
+const char* access_text(const GroupedBox& box, DType dtype) {
+  if (box.access * dtype_size(dtype) == 16) return "16-byte loads";
+  return box.access > 1 ? "8-byte loads" : "one element per load, lanes along the closest axis";
+}
+
+std::optional<GroupedPlan> plan_image(Conv2dPass pass, const Conv2dParams& params, const Chip& chip) {
+  const Conv2dProblem& problem = params.problem;
+  const bool dgrad = pass == Conv2dPass::kDgrad;
+  const int bytes = dtype_size(params.dtype);
+  GroupedPlan plan;
+  GroupedImageParams& image = plan.image;
+  image.groups = problem.groups;
+  image.group_in = dgrad ? problem.filters_per_group() : problem.channels_per_group();
+  image.group_out = dgrad ? problem.channels_per_group() : problem.filters_per_group();
+  image.channels_out = dgrad ? problem.c : problem.k;
+  image.image_n = problem.n;
+  image.out_h = dgrad ? problem.h : problem.p;
+  image.out_w = dgrad ? problem.w : problem.q;
+  image.weight = params.weight;
+  image.output = params.output;
+  if (!dgrad) image.epilogue = params.epilogue;
+  image.slab_groups =
+      std::clamp(kSlabChannels / std::max(image.group_in, image.group_out), 1, problem.groups);
+  image.slab_out = image.slab_groups * image.group_out;
+  const int64_t slabs = ceil_div(problem.groups, image.slab_groups);
+
+  plan.filter_run = image.group_out % 8 == 0 ? 8 : 4;
+  image.filter_blocks = image.slab_out / plan.filter_run;
+
+  Reach reach_h, reach_w;
+  if (dgrad) {
+    int first_h, first_w;
+    image.axis_h =
+        backward_axis(problem.r, problem.h, problem.stride_h, problem.pad_top, problem.dilation_h, first_h);
+    image.axis_w =
+        backward_axis(problem.s, problem.w, problem.stride_w, problem.pad_left, problem.dilation_w, first_w);
+    image.first_h = first_h;
+    image.first_w = first_w;
+    image.box = make_box(params.grad, params.grad_activation, problem.n, problem.k, problem.p, problem.q,
+                         image.slab_groups * image.group_in, params.dtype);
+  } else {
+    const int step_h = box_step(problem.stride_h, problem.r, problem.dilation_h);
+    const int step_w = box_step(problem.stride_w, problem.s, problem.dilation_w);
+    image.axis_h = forward_axis(problem.r, problem.dilation_h, step_h);
+    image.axis_w = forward_axis(problem.s, problem.dilation_w, step_w);
+    image.first_h = -problem.pad_top;
+    image.first_w = -problem.pad_left;
+    image.box = make_box(params.input, {}, problem.n, problem.c, problem.h, problem.w,
+                         image.slab_groups * image.group_in, params.dtype);
+    image.box.row_step = step_h;
+    image.box.column_step = step_w;
+    reach_h.pixel = problem.stride_h / step_h;
+    reach_w.pixel = problem.stride_w / step_w;
+  }
+  reach_h.taps = span(image.axis_h);
+  reach_w.taps = span(image.axis_w);
+  image.pixel_rows = reach_h.pixel;
+  image.pixel_columns = reach_w.pixel;
+
+  // All weights of the slab stay in shared memory if they leave half of it to pixels, else some tap rows do.
+  const int64_t arena = kGroupedArenaBytes / bytes;
+  const int64_t weight_row = int64_t{image.axis_w.taps} * image.group_in * image.slab_out;
+  image.weight_rows = static_cast<int>(std::min<int64_t>(image.axis_h.taps, arena / 2 / weight_row));
+  if (image.weight_rows == 0) return std::nullopt;
+  const int64_t capacity = (arena - image.weight_rows * weight_row) / image.box.pitch;
+
+  const int height = static_cast<int>(ceil_div(image.out_h, image.axis_h.phases));
+  const int width = static_cast<int>(ceil_div(image.out_w, image.axis_w.phases));
+  std::optional<Tile> tile;
+  int pixel_warps = std::min(4, kMostWarps / image.filter_blocks);
+  for (;; pixel_warps /= 2) {
+    tile = choose_tile(problem.n, height, width, pixel_warps * kWarpSlots, capacity, reach_h, reach_w);
+    if (pixel_warps == 1 || (tile && tile->count * slabs >= 2 * chip.sm_count)) break;
+  }
+  if (!tile || tile->count > kMostIndex) return std::nullopt;
+
+  image.tile_n = tile->n;
+  image.tile_h = tile->h;
+  image.tile_w = tile->w;
+  image.tile_step_h = dgrad ? tile->h : tile->h * problem.stride_h;
+  image.tile_step_w = dgrad ? tile->w : tile->w * problem.stride_w;
+  size_box(image.box, tile->n, reach_h.rows(tile->h), reach_w.rows(tile->w));
+  image.tile_columns = FastDiv(tile->w);
+  image.tile_pixels = FastDiv(tile->h * tile->w);
+  image.tiles_h = FastDiv(static_cast<int>(ceil_div(height, tile->h)));
+  image.tiles_w = FastDiv(static_cast<int>(ceil_div(width, tile->w)));
+  image.tiles = static_cast<int>(tile->count);
+  // Two rounds of three blocks an SM, if there is as much to do: a block's weights serve all of its tiles.
+  image.tiles_per_block = static_cast<int>(ceil_div(tile->count * slabs, 6 * int64_t{chip.sm_count}));
+  image.slabs = FastDiv(static_cast<int>(slabs));
+  image.weight_channels_inner = params.weight.stride_c == 1 && problem.r * problem.s > 1;
+  image.weight_s = FastDiv(image.axis_w.taps);
+  image.weight_r = FastDiv(image.weight_rows);
+  image.weight_c = FastDiv(problem.channels_per_group());
+  image.weight_k = FastDiv(problem.filters_per_group());
+  image.vector_store = channels_align(params.output, problem.n, image.out_h, image.out_w,
+                                      std::min(plan.filter_run, 16 / bytes), bytes);
+
+  plan.grid = slabs * ceil_div(tile->count, image.tiles_per_block);
+  if (plan.grid > kMostIndex) return std::nullopt;
+  plan.threads = 32 * image.filter_blocks * pixel_warps;
+  plan.shared_bytes = kGroupedArenaBytes;
+  plan.tile = tile_text(tile->n, tile->h, tile->w, image.slab_groups);
+  plan.reason = std::string("4 to 32 channels a group: several groups a block, pixels in shared memory, ") +
+                access_text(image.box, params.dtype);
+  return plan;
+}
+
+std::optional<GroupedPlan> plan_wgrad(const Conv2dParams& params, const Chip& chip) {
+  const Conv2dProblem& problem = params.problem;
+  const int bytes = dtype_size(params.dtype);
+  GroupedPlan plan;
+  GroupedWgradParams& wgrad = plan.wgrad;
+  wgrad.groups = problem.groups;
+  wgrad.group_in = problem.channels_per_group();
+  wgrad.group_out = problem.filters_per_group();
+  wgrad.channels_in = problem.c;
+  wgrad.channels_out = problem.k;
+  wgrad.r = problem.r;
+  wgrad.s = problem.s;
+  wgrad.taps = problem.r * problem.s;
+  wgrad.out_h = problem.p;
+  wgrad.out_w = problem.q;
+  wgrad.output = params.output;
+  wgrad.bias_grad = params.bias_grad;
+  wgrad.slab_groups =
+      std::clamp(kSlabChannels / std::max(wgrad.group_in, wgrad.group_out), 1, problem.groups);
+  const int64_t slabs = ceil_div(problem.groups, wgrad.slab_groups);
+
+  wgrad.x = make_box(params.input, {}, problem.n, problem.c, problem.h, problem.w,
+                     wgrad.slab_groups * wgrad.group_in, params.dtype);
+  wgrad.dy = make_box(params.grad, params.grad_activation, problem.n, problem.k, problem.p, problem.q,
+                      wgrad.slab_groups * wgrad.group_out, params.dtype);
+  wgrad.x.row_step = box_step(problem.stride_h, problem.r, problem.dilation_h);
+  wgrad.x.column_step = box_step(problem.stride_w, problem.s, problem.dilation_w);
+  wgrad.pixel_rows = problem.stride_h / wgrad.x.row_step;
+  wgrad.pixel_columns = problem.stride_w / wgrad.x.column_step;
+  wgrad.tap_rows = problem.dilation_h / wgrad.x.row_step;
+  wgrad.tap_columns = problem.dilation_w / wgrad.x.column_step;
+  wgrad.step_h = problem.stride_h;
+  wgrad.step_w = problem.stride_w;
+  wgrad.first_h = -problem.pad_top;
+  wgrad.first_w = -problem.pad_left;
+  const Reach reach_h{wgrad.pixel_rows, (problem.r - 1) * wgrad.tap_rows + 1};
+  const Reach reach_w{wgrad.pixel_columns, (problem.s - 1) * wgrad.tap_columns + 1};
+
+  const int64_t arena = kGroupedArenaBytes / bytes - kWgradSlots * wgrad.dy.pitch;
+  const std::optional<Tile> tile =
+      choose_tile(problem.n, problem.p, problem.q, kWgradSlots, arena / wgrad.x.pitch, reach_h, reach_w);
+  if (!tile || tile->count > kMostIndex) return std::nullopt;
+  size_box(wgrad.x, tile->n, reach_h.rows(tile->h), reach_w.rows(tile->w));
+  size_box(wgrad.dy, tile->n, tile->h, tile->w);
+  wgrad.tiles = static_cast<int>(tile->count);
+  wgrad.tiles_h = FastDiv(static_cast<int>(ceil_div(problem.p, tile->h)));
+  wgrad.tiles_w = FastDiv(static_cast<int>(ceil_div(problem.q, tile->w)));
+
+  const int tap_units = static_cast<int>(ceil_div(wgrad.taps, kGroupedUnitTaps));
+  wgrad.units = wgrad.slab_groups * (wgrad.group_out / 4) * (wgrad.group_in / 4) * tap_units;
+  const int64_t unit_tiles = ceil_div(wgrad.units, kGroupedThreads);
+  wgrad.block_units = static_cast<int>(ceil_div(wgrad.units, unit_tiles));
+  wgrad.streams = kGroupedThreads / wgrad.block_units;
+  wgrad.slabs = FastDiv(static_cast<int>(slabs));
+  wgrad.unit_tiles = FastDiv(static_cast<int>(unit_tiles));
+  wgrad.tap_units = FastDiv(tap_units);
+  wgrad.channel_units = FastDiv(wgrad.group_in / 4);
+  wgrad.filter_units = FastDiv(wgrad.group_out / 4);
+  wgrad.s_div = FastDiv(problem.s);
+
+  const int64_t row = int64_t{wgrad.group_in} * wgrad.taps + 1;  // and the bias gradient's
+  const int64_t partial_bytes = problem.k * row * static_cast<int64_t>(sizeof(float));
+  const int64_t wanted = ceil_div(4 * int64_t{chip.sm_count}, slabs * unit_tiles);
+  const int64_t splits = std::clamp<int64_t>(
+      wanted, 1, std::max<int64_t>(1, std::min(tile->count, kMostWorkspace / partial_bytes)));
+  wgrad.tiles_per_block = static_cast<int>(std::max<int64_t>(1, ceil_div(tile->count, splits)));
+  plan.splits = static_cast<int>(std::max<int64_t>(1, ceil_div(tile->count, wgrad.tiles_per_block)));
+  if (plan.splits > 1) plan.workspace_bytes = static_cast<size_t>(plan.splits * partial_bytes);
+  plan.grid = slabs * unit_tiles * plan.splits;
+  if (plan.grid > kMostIndex) return std::nullopt;
+  plan.threads = kGroupedThreads;
+  plan.shared_bytes = kGroupedArenaBytes + 2 * kGroupedMaxSlots * sizeof(int);
+  plan.tile = tile_text(tile->n, tile->h, tile->w, wgrad.slab_groups);
+  plan.reason =
+      std::string("4 to 32 channels a group: several groups a block, pixels in shared memory; x in ") +
+      access_text(wgrad.x, params.dtype) + ", dy in " + access_text(wgrad.dy, params.dtype);
+  return plan;
+}
+
+}  // namespace
+
+std::optional<GroupedPlan> plan_grouped(Conv2dPass pass, const Conv2dParams& params, const Chip& chip) {
+  const Conv2dProblem& problem = params.problem;
+  if (problem.groups < 2 || params.dtype == DType::kFloat64 ||
+      !covered_channels(problem.channels_per_group()) || !covered_channels(problem.filters_per_group()) ||
+      chip.shared_bytes_per_block < kGroupedArenaBytes + 8 * 1024) {
+    return std::nullopt;
+  }
+  // The tables of taps and phases are short; an empty batch or image is the generic path's.
+  for (const int extent : {problem.r, problem.s, problem.stride_h, problem.stride_w}) {
+    if (extent > kGroupedMaxTaps) return std::nullopt;
+  }
+  for (const int extent : {problem.n, problem.h, problem.w, problem.p, problem.q}) {
+    if (extent < 1) return std::nullopt;
+  }
+  // Rows and columns past the image, by padding or dilation, must not overflow.
+  for (const int extent : {problem.pad_top, problem.pad_left, problem.dilation_h, problem.dilation_w}) {
+    if (extent > 1 << 20) return std::nullopt;
+  }
+  return pass == Conv2dPass::kWgrad ? plan_wgrad(params, chip) : plan_image(pass, params, chip);
+}
+
+void launch_grouped(Conv2dPass pass, const Conv2dParams& params, const GroupedPlan& plan,
+                    cudaStream_t stream) {
+  const auto visit = [&](auto&& f) {
+    switch (params.dtype) {
+      case DType::kFloat32:
+        return f(TypeTag<float>{});
+      case DType::kFloat16:
+        return f(TypeTag<__half>{});
+      default:
+        return f(TypeTag<__nv_bfloat16>{});
+    }
+  };
+  if (pass != Conv2dPass::kWgrad) {
+    visit([&](auto tag) {
+      grouped::launch_image<typename decltype(tag)::type>(plan.image, pass == Conv2dPass::kDgrad, plan,
+                                                          stream);
+    });
+    return;
+  }
+  GroupedWgradParams wgrad = plan.wgrad;
+  if (plan.splits > 1) {
+    wgrad.partials = static_cast<float*>(params.workspace);
+    wgrad.bias_partials =
+        wgrad.partials + int64_t{plan.splits} * wgrad.channels_out * wgrad.group_in * wgrad.taps;
+  }
+  visit([&](auto tag) { grouped::launch_wgrad<typename decltype(tag)::type>(wgrad, plan, stream); });
+  if (plan.splits == 1) return;
+  SplitSumParams sum;
+  sum.partials = wgrad.partials;
+  sum.output = params.output;
+  sum.dtype = params.dtype;
+  sum.splits = plan.splits;
+  sum.n = wgrad.channels_out;
+  sum.c = wgrad.group_in;
+  sum.h = wgrad.r;
+  sum.w = wgrad.s;
+  launch_split_sum(sum, stream);
+  if (params.bias_grad == nullptr) return;
+  SplitSumParams bias_sum;
+  bias_sum.partials = wgrad.bias_partials;
+  bias_sum.output = TensorView{params.bias_grad, 1, 0, 0, 0};
+  bias_sum.dtype = params.dtype;
+  bias_sum.splits = plan.splits;
+  bias_sum.n = wgrad.channels_out;
+  launch_split_sum(bias_sum, stream);
+}
+
+}  // namespace fastcnn

@@ -1,0 +1,4 @@
+#include "conv2d/grouped_wgrad.cuh"
+
+template void fastcnn::grouped::launch_wgrad<__half>(const GroupedWgradParams&, const GroupedPlan&,
+                                                     cudaStream_t);
