@@ -20,7 +20,7 @@ def test_a_summary_names_only_what_the_choice_depends_on():
     by_layout_and_chip = {case: "x" if case[1:] == ("nhwc", "A100") else "y" for case in CASES}
     assert summary(by_layout_and_chip) == "H200 + nchw A100: y; nhwc A100: x"
     one = {case: "x" if case == ("fp32", "nchw", "A100") else "y" for case in CASES}
-    assert summary(one) == "bf16 + fp32 nhwc + fp32 nchw H200: y; fp32 nchw A100: x"
+    assert summary(one) == "H200 + nhwc A100 + bf16 nchw A100: y; fp32 nchw A100: x"
 
 
 def test_the_complaint_shows_the_change_and_the_command():
