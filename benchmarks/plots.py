@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.figures import CHANGED, Figure, grouped, measured_on, setting
-from benchmarks.tables import contender_names, split_kinds
+from benchmarks.tables import contender_names, split_kinds, step_name
 from fastcnn._extras import require
 
 FASTER, SLOWER, EVEN, NEUTRAL = (
@@ -233,7 +233,7 @@ def _time_bar(axis, place: float, height: float, colour: str, contender: Mapping
 def _step_name(figure: Figure) -> str:
     dtype, layout, op = setting(figure.case)
     stale = "\nsources changed since" if figure.sources == CHANGED else ""
-    return f"{figure.case['layer']}\n{op}\n{dtype}, {layout}{stale}"
+    return f"{step_name(figure)}\n{op}\n{dtype}, {layout}{stale}"
 
 
 def _colours(count: int) -> list[str]:

@@ -18,14 +18,15 @@ from pathlib import Path
 from benchmarks import figures, plots, tables
 from benchmarks.records import RESULTS, ROOT, is_fixture, load_records, pending
 from build_support.families import family_hashes, family_parts
+from fastcnn.bench.suites import suites
 
+EVERYTHING_COVERED = "every kernel family has records of its present sources"
 BEGIN = "<!-- performance: made by `python -m benchmarks.report`, not by hand -->"
 END = "<!-- performance: end -->"
 README = Path("README.md")
 PAGE = Path("benchmarks/RESULTS.md")
 PLOTS = Path("benchmarks/results/plots")
 MEASURED = Path("fastcnn/bench/measured.json")
-SHAPES = Path("benchmarks/shapes")
 
 
 def between_markers(text: str, section: str) -> str:
@@ -59,7 +60,7 @@ def report(records: Sequence[Mapping], hashes: Mapping[str, str], root: Path) ->
     readme = (root / README).read_text()
     texts = {
         README: between_markers(readme, tables.readme_section(by_gpu, from_readme)),
-        PAGE: tables.results_page(by_gpu, from_page, shape_lists(root / SHAPES)),
+        PAGE: tables.results_page(by_gpu, from_page, list(suites())),
         MEASURED: json.dumps(measured(by_gpu, family_parts(ROOT / "csrc")), indent=1) + "\n",
     }
     pictures = {PLOTS / name: group for names in drawn.values() for name, group in names.items()}
@@ -91,16 +92,6 @@ def measured(
                 if before is None or before["date"] <= entry["date"]:
                     found[family, gpu] = entry
     return [found[key] for key in sorted(found)]
-
-
-def shape_lists(folder: Path) -> list[str]:
-    """The suites in the lists of shapes that a folder has, in their order."""
-    suites: dict[str, None] = {}
-    for path in sorted(folder.glob("*.csv")):
-        header, *lines = path.read_text().splitlines()
-        if header.split(",")[0] == "suite":
-            suites |= dict.fromkeys(line.split(",")[0] for line in lines if line)
-    return list(suites)
 
 
 def differences(texts: Mapping[Path, str], pictures: Mapping, root: Path) -> list[str]:
@@ -139,9 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     records = load_records(RESULTS)
     if arguments.pending:
-        print(
-            "\n".join(map(str, pending(records))) or "every kernel family has records of its present sources"
-        )
+        print("\n".join(map(str, pending(records))) or EVERYTHING_COVERED)
         return 0
     if any(map(is_fixture, records)):
         print(

@@ -28,6 +28,7 @@ CLOCK_PARTS = (
     (("power_watts", "power_limit_watts"), "{power_watts:.0f} of {power_limit_watts:.0f} W"),
     (("temperature_celsius",), "{temperature_celsius:.0f} °C"),
 )
+USUAL = {"stride": "1", "padding": "0", "dilation": "1", "groups": "1", "ceil_mode": "False"}
 MARKS = {"faster": "▲", "slower": "▼", "even": "=", "": ""}
 
 
@@ -150,6 +151,26 @@ def summary_cells(summary: Summary, with_suite: bool = False) -> tuple[str, ...]
     )
 
 
+def short_lines(figures: Sequence[Figure]) -> list[str]:
+    """Figures for a terminal: a line for each suite and operation, and one for each model or step."""
+    layers, steps, calls = split_kinds(figures)
+    lines = []
+    for key, group in grouped(layers, lambda figure: (figure.case["suite"], *setting(figure.case))).items():
+        summary = summarize(group)
+        told = f"{summary.compared}/{summary.layers} layers, {summary.wrong} wrong"
+        if summary.compared:
+            worst, best = summary.worst, summary.best
+            told += (
+                f", {summary.faster} faster, {summary.slower} slower, geomean {_ratio(summary.geomean)}, "
+                f"worst {_ratio(worst.ratio)} {_layer(worst)}, best {_ratio(best.ratio)} {_layer(best)}"
+            )
+        lines.append(f"{' '.join(key)}: {told}")
+    for figure in (*steps, *calls):
+        times = (f"{name} {_time(figure, name, spread=False)} us" for name in contender_names([figure]))
+        lines.append(f"{figure.case['id']}: {', '.join(times)}")
+    return lines
+
+
 def layers_table(figures: Sequence[Figure]) -> str:
     """One line per layer: our time, the fastest baseline's, their ratio, the roofline."""
     header = (
@@ -181,7 +202,7 @@ def steps_table(figures: Sequence[Figure]) -> str:
     header = ("model", "step", "dtype", "layout", *(f">{name} ms" for name in names), ">ratio", "sources")
     rows = (
         (
-            figure.case["layer"],
+            step_name(figure),
             figure.case["op"],
             setting(figure.case)[0],
             figure.case["layout"],
@@ -192,6 +213,12 @@ def steps_table(figures: Sequence[Figure]) -> str:
         for figure in figures
     )
     return table(header, rows)
+
+
+def step_name(figure: Figure) -> str:
+    """A model and its batch."""
+    batch = figure.case["shape"].get("batch")
+    return figure.case["layer"] + (f", batch {batch}" if batch else "")
 
 
 def calls_table(figures: Sequence[Figure]) -> str:
@@ -250,12 +277,14 @@ def contender_names(figures: Iterable[Figure]) -> list[str]:
 
 
 def shape_text(shape: Mapping) -> str:
-    """A shape on one line: "N8 C64 H56 W56 K64 R3 S3"; what is 1 or 0 by default is left out."""
-    usual = {"stride": 1, "pad": 0, "padding": 0, "dilation": 1, "groups": 1}
+    """A shape on one line, "N8 C64 H56 W56 K64 R3 S3 stride 2"; what is as usual is left out."""
     words = []
     for key, value in shape.items():
-        if str(usual.get(key)) != str(value):
-            words.append(f"{key}{value}" if len(key) == 1 else f"{key} {value}")
+        text = "x".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+        first, _, rest = text.partition("x")
+        text = first if rest == first else text
+        if USUAL.get(key) != text:
+            words.append(f"{key}{text}" if len(key) == 1 else f"{key} {text}")
     return " ".join(words)
 
 

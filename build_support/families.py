@@ -1,11 +1,11 @@
 """Kernel families: which sources each figure depends on, found by following #include. Needs no compiler.
 
 A family is named by its folder and the stem of its .cu files up to the pass or dtype: "conv2d/generic",
-"pool2d/max". It is made from
+"pool2d/max"; the planner's names of its kernels begin so, too. It is made from
 
 - its own files: those of its folder whose names begin with its name;
 - every file that these include, and what those include;
-- for an included header x.h, also x.cu, x.cuh and x.cpp, which define what it declares;
+- for an included header x.h, also x.cu, x.cuh, x.cpp and x_plan.cpp, which define what it declares;
 - the folder's planner: its .cpp files that belong to no family.
 
 From a file that belongs to no family, includes of a family's files are not followed: the planner knows every
@@ -42,7 +42,7 @@ def code_only(text: str) -> str:
 
 def family_files(csrc: Path) -> dict[str, list[Path]]:
     """The files that each family is made from, in a fixed order."""
-    names = sorted({f"{path.parent.name}/{_VARIANT.sub('', path.stem)}" for path in csrc.glob("*/*.cu")})
+    names = _names(csrc)
     files = source_files(csrc)
     owners = {path: _owner(path, csrc, names) for path in files}
     found = {}
@@ -78,10 +78,19 @@ def family_hashes(csrc: Path) -> dict[str, str]:
     return found
 
 
+def _names(csrc: Path) -> list[str]:
+    """The families' names: where one begins with another's ("grouped_image", "grouped"), they are one."""
+    names = {f"{path.parent.name}/{_VARIANT.sub('', path.stem)}" for path in csrc.glob("*/*.cu")}
+    return sorted(name for name in names if not any(name.startswith(f"{other}_") for other in names))
+
+
 def _owner(path: Path, csrc: Path, names: list[str]) -> str | None:
     spelled = f"{path.relative_to(csrc).parent.as_posix()}/{path.stem}"
-    owning = [name for name in names if spelled == name or spelled.startswith(f"{name}_")]
-    return max(owning, key=len, default=None)
+    return next((name for name in names if spelled == name or spelled.startswith(f"{name}_")), None)
+
+
+def _definitions(header: Path) -> list[Path]:
+    return [header.with_name(header.stem + ending) for ending in (".cu", ".cuh", ".cpp", "_plan.cpp")]
 
 
 def _closure(starts: list[Path], csrc: Path, owners: dict[Path, str | None]) -> set[Path]:
@@ -98,7 +107,5 @@ def _closure(starts: list[Path], csrc: Path, owners: dict[Path, str | None]) -> 
                 continue  # a generated file, or another family seen from a file that belongs to none
             waiting.append(header)
             if header.suffix == ".h":
-                waiting += [
-                    p for p in (header.with_suffix(s) for s in (".cu", ".cuh", ".cpp")) if p in owners
-                ]
+                waiting += [path for path in _definitions(header) if path in owners]
     return reached
