@@ -72,14 +72,16 @@ def work(
     gathers = op in ("max_pool2d_gather", "adaptive_max_pool2d_gather")
     base = op.removesuffix("_gather") if gathers else op
     numbers = problem_numbers(base, input, weight=weight, **geometry)
-    if base.startswith("conv2d"):
-        return _conv(base, numbers, dtype.itemsize, bias)
-    backward = base.endswith("_backward")
     maximum = "max_pool2d" in base
+    backward = base.endswith("_backward")
     if maximum and (gathers or backward) and index_dtype is None:
         raise ValueError(f"work(): {op} reads indices, so index_dtype is needed")
     if not maximum and index_dtype is not None:
         raise ValueError(f"work(): {op} has no indices, but index_dtype is {index_dtype}")
+    if base.startswith("conv2d"):
+        return _conv(base, numbers, dtype.itemsize, bias)
+    if bias:
+        raise ValueError(f"work(): {op} has no bias")
     index_size = index_dtype.itemsize if index_dtype is not None else 0
     return _pool(numbers, dtype.itemsize, index_size, maximum, backward, gathers)
 
