@@ -10,7 +10,7 @@ from pathlib import Path
 
 from build_support.build_info import ROOT
 
-from .library import Variant, build
+from .library import Variant, build, build_controls
 from .toolchain import EmulatorUnavailable, compiler
 
 
@@ -24,6 +24,7 @@ def _runtime(name: str) -> str:
 
 def environment() -> dict[str, str]:
     """This process's environment, changed so that a Python can load build(Variant.ASAN), and will."""
+    build_controls(Variant.ASAN)  # here: compilers would be slow under the sanitizers
     # libstdc++ goes along: the sanitizer looks for what throws exceptions before any library is loaded.
     preload = [_runtime(name) for name in ("libasan.so", "libubsan.so", "libstdc++.so")]
     return {
