@@ -32,6 +32,12 @@ def distribute(config: pytest.Config) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # in workers and what they start: a worker has one core
 
 
+def order(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Long tests first, so that none is begun when the other workers have nothing left."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 def _is_of_whole_folders(config: pytest.Config) -> bool:
     picks = ("keyword", "markexpr", "lf", "stepwise", "usepdb", "trace", "collectonly")
     if config.getoption("capture") == "no" or any(config.getoption(name, None) for name in picks):

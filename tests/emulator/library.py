@@ -29,6 +29,7 @@ from .toolchain import (
 CONTROLS = EMULATOR / "controls" / "controls.cpp"
 INTERFACE = EMULATOR / "instructions" / "interface.cpp"  # of the GPU's library of instructions
 SOURCE_FOLDERS = (ROOT / "csrc", EMULATOR)
+BUILDS = ROOT / "build" / "emulator"
 KEPT_BUILDS = 4
 
 
@@ -57,7 +58,7 @@ _built: dict[Variant, Path] = {}
 def _build(variant: Variant, rebuild: bool) -> Path:
     compiler()
     folder = _folder(variant)
-    with _locked(folder):
+    with _locked():
         if rebuild:
             shutil.rmtree(folder / "objects", ignore_errors=True)
             shutil.rmtree(folder / _key(variant), ignore_errors=True)
@@ -71,7 +72,7 @@ def _build(variant: Variant, rebuild: bool) -> Path:
 
 
 def _folder(variant: Variant) -> Path:
-    return ROOT / "build" / "emulator" / variant.value
+    return BUILDS / variant.value
 
 
 def build_program(sources: list[Path], variant: Variant | str = Variant.RELEASE) -> Path:
@@ -87,7 +88,7 @@ def build_program(sources: list[Path], variant: Variant | str = Variant.RELEASE)
     units = tuple(_source(path.resolve(), folder, flags) for path in [*sources, *engine])
     name = hashlib.sha256(str(sources[0].resolve()).encode()).hexdigest()[:8]
     program = folder / "programs" / f"{sources[0].stem}-{name}"
-    with _locked(folder):
+    with _locked():
         make([Product(program, units, tuple(link_flags(variant)))])
     return program
 
@@ -139,7 +140,7 @@ def build_controls(variant: Variant | str = Variant.RELEASE) -> Path:
     module = library.parent / f"fastcnn_emulator_controls{sysconfig.get_config_var('EXT_SUFFIX')}"
     # One object serves both variants: it is the library that the sanitizers watch.
     folder = _folder(Variant.RELEASE)
-    with _locked(folder):
+    with _locked():
         if not module.exists():
             flags = [*compile_flags(Variant.RELEASE), *_python_flags(), "-O1", "-g0"]
             link = (f"-L{library.parent}", f"-l:{library.name}", "-Wl,-rpath,$ORIGIN")
@@ -169,9 +170,10 @@ def _prune(folder: Path, current: Path) -> None:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as file:
+def _locked() -> Iterator[None]:
+    """One build at a time, of whatever variant: it has a compiler on every core."""
+    BUILDS.mkdir(parents=True, exist_ok=True)
+    with (BUILDS / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

@@ -200,7 +200,7 @@ def test_class_names_that_are_not_text(make_folder, tmp_path):
     run_process("train", root, *settings, cwd=tmp_path)
     told = run_process("predict", "run", root / name, "--top-k", "2", cwd=tmp_path).stdout
     assert told.count("chat\\udce9 ") == 6
-    records = json.loads(run_process("predict", "run", root, "--json", cwd=tmp_path).stdout)
+    records = json.loads(run_fastcnn("predict", "run", root, "--json", cwd=tmp_path).stdout)
     assert {record["class"] for record in records} <= {name, "dog"}
 
 
@@ -459,15 +459,9 @@ def test_info_and_the_package_import_nothing_heavy(tmp_path):
     assert done.stdout.splitlines()[-1] == "heavy: []"
 
 
-def test_colours_forced_on_a_pipe_bring_no_live_bar(tmp_path):
-    done = subprocess.run(
-        command("train", "digits", "--epochs", "1", "--steps-per-epoch", "2", *FAST),
-        cwd=tmp_path,
-        env={**environment(), "FORCE_COLOR": "1"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+def test_colours_forced_on_what_is_no_terminal_bring_no_live_bar(tmp_path, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    done = run_fastcnn("train", "digits", "--epochs", "1", "--steps-per-epoch", "2", *FAST, cwd=tmp_path)
     assert "\x1b" not in done.stdout
     assert "epoch 1/1  loss" in done.stdout
 
