@@ -140,7 +140,7 @@ def conv_cases(shape: ConvShape, dtype: torch.dtype, channels_last: bool, device
     yield case(
         "conv2d",
         (x, w, b),
-        (*shape.arguments, "none", False),
+        (None, *shape.arguments, "none", 0.0, False),
         (x, w, b),
         lambda x, w, b: torch.conv2d(x, w, b, stride, padding, dilation, shape.groups),
     )

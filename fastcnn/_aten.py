@@ -13,15 +13,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from fastcnn import _checks
+from fastcnn._activations import activate, activation_grad
 from fastcnn._shapes import conv_channels_last, memory_format, offset_dtype, suggests_channels_last
 
 _aten = torch.ops.aten
-_ACTIVATE = {
-    "none": lambda output: output,
-    "relu": torch.relu_,
-    "sigmoid": torch.sigmoid_,
-    "tanh": torch.tanh_,
-}
 
 
 def _tf32(tensor: Tensor, allow: bool) -> contextlib.AbstractContextManager:
@@ -51,9 +46,8 @@ def _split_padding(conv: tuple) -> tuple[list[int], list[int] | None]:
     return [0, 0], [left, right, top, bottom]
 
 
-def conv2d(input, weight, bias, *args):
-    *conv, activation, allow_tf32 = args
-    _checks.conv2d(input, weight, bias, tuple(conv), activation)
+def _preactivation(input, weight, bias, residual, conv, allow_tf32):
+    """Dense, in the layout of a convolution's output."""
     channels_last = conv_channels_last(input, weight)
     stride, dilation, groups = conv[:2], conv[6:8], conv[8]
     padding, sides = _split_padding(conv)
@@ -61,7 +55,26 @@ def conv2d(input, weight, bias, *args):
         input = pad(input, sides)
     with _tf32(input, allow_tf32):
         output = torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
-    return _ACTIVATE[activation](output).contiguous(memory_format=memory_format(channels_last))
+    output = output.contiguous(memory_format=memory_format(channels_last))
+    return output if residual is None else output.add_(residual)
+
+
+def conv2d(input, weight, bias, residual, *args):
+    *conv, activation, negative_slope, allow_tf32 = args
+    _checks.conv2d("conv2d", input, weight, bias, residual, tuple(conv), activation, negative_slope)
+    return activate(
+        _preactivation(input, weight, bias, residual, conv, allow_tf32), activation, negative_slope
+    )
+
+
+def conv2d_with_preactivation(input, weight, bias, residual, *args):
+    *conv, activation, negative_slope, allow_tf32 = args
+    op = "conv2d_with_preactivation"
+    _checks.conv2d(op, input, weight, bias, residual, tuple(conv), activation, negative_slope)
+    preactivation = _preactivation(input, weight, bias, residual, conv, allow_tf32)
+    if activation == "none":
+        return preactivation.clone(), preactivation
+    return activate(preactivation, activation, negative_slope), preactivation
 
 
 def _convolution_backward(grad_output, input, weight, conv, padding, mask, allow_tf32):
@@ -100,6 +113,27 @@ def conv2d_wgrad(grad_output, input, kernel_h, kernel_w, *args):
         1
     ]
     return grad.contiguous(memory_format=memory_format(channels_last))
+
+
+def conv2d_act_dgrad(grad_output, saved, weight, height, width, *args):
+    *conv, activation, negative_slope, channels_last, allow_tf32 = args
+    _checks.conv2d_act_dgrad(
+        grad_output, saved, weight, height, width, tuple(conv), activation, negative_slope
+    )
+    grad = activation_grad(grad_output, saved, activation, negative_slope)
+    return conv2d_dgrad(grad, weight, height, width, *conv, channels_last, allow_tf32)
+
+
+def conv2d_act_wgrad(grad_output, saved, input, kernel_h, kernel_w, *args):
+    *conv, activation, negative_slope, bias, channels_last, allow_tf32 = args
+    _checks.conv2d_act_wgrad(
+        grad_output, saved, input, kernel_h, kernel_w, tuple(conv), activation, negative_slope
+    )
+    grad = grad_output
+    if saved is not None:
+        grad = activation_grad(grad_output, saved, activation, negative_slope)
+    weight_grad = conv2d_wgrad(grad, input, kernel_h, kernel_w, *conv, channels_last, allow_tf32)
+    return weight_grad, conv2d_bias_grad(grad) if bias else grad.new_empty((0,))
 
 
 def conv2d_bias_grad(grad_output):
@@ -231,6 +265,9 @@ IMPLEMENTATIONS = {
     function.__name__: function
     for function in (
         conv2d,
+        conv2d_with_preactivation,
+        conv2d_act_dgrad,
+        conv2d_act_wgrad,
         conv2d_dgrad,
         conv2d_wgrad,
         conv2d_bias_grad,

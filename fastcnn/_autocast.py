@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,18 +27,15 @@ def cast(tensor: Tensor | None, device_type: str, dtype: torch.dtype) -> Tensor 
     return tensor.to(dtype)
 
 
-def conv2d_on(device_type: str) -> Callable[..., Tensor]:
-    """The conv2d implementation for one device's autocast key."""
+def conv2d_on(device_type: str, name: str) -> Callable[..., Any]:
+    """The implementation of `conv2d`, or of the operator of the same arguments, for one autocast key."""
     keyset = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, KEYS[device_type]))
+    op = getattr(torch.ops.fastcnn, name).default
 
-    def conv2d(input, weight, bias, *args):
+    def conv2d(input, weight, bias, residual, *args):
         dtype = torch.get_autocast_dtype(device_type)
+        tensors = (cast(tensor, device_type, dtype) for tensor in (input, weight, bias, residual))
         with torch._C._ExcludeDispatchKeyGuard(keyset):
-            return torch.ops.fastcnn.conv2d.default(
-                cast(input, device_type, dtype),
-                cast(weight, device_type, dtype),
-                cast(bias, device_type, dtype),
-                *args,
-            )
+            return op(*tensors, *args)
 
     return conv2d

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
+from fastcnn._activations import activation_grad, activation_grad_at_saved
+from fastcnn._checks import DERIVED_FROM_OUTPUT
 from fastcnn._shapes import conv_channels_last, suggests_channels_last
 
 _ops = torch.ops.fastcnn
@@ -49,55 +51,167 @@ def _call(op, *args):
 # --- convolution ----------------------------------------------------------------------------------
 
 
-def _activation_grad(grad: Tensor, output: Tensor, activation: str) -> Tensor:
-    """The gradient before the activation, from the activation's own output."""
-    if activation == "relu":
-        return torch.ops.aten.threshold_backward(grad, output, 0)
-    if activation == "sigmoid":
-        return torch.ops.aten.sigmoid_backward(grad, output)
-    return torch.ops.aten.tanh_backward(grad, output)
-
-
-def _conv2d_save(ctx, input, weight, output, conv, activation, allow_tf32) -> None:
+def _conv2d_save(ctx, input, weight, saved, conv, activation, negative_slope, allow_tf32) -> None:
     needs_input, needs_weight = ctx.needs_input_grad[:2]
-    ctx.save_for_backward(
-        input if needs_weight else None,
-        weight if needs_input else None,
-        None if activation == "none" else output,
-    )
+    ctx.save_for_backward(input if needs_weight else None, weight if needs_input else None, saved)
+    _conv2d_remember(ctx, input, weight, conv, activation, negative_slope, allow_tf32)
+
+
+def _conv2d_remember(ctx, input, weight, conv, activation, negative_slope, allow_tf32) -> None:
     ctx.image, ctx.kernel = input.shape[2:], weight.shape[2:]
     ctx.input_channels_last = conv_channels_last(input, weight)
     ctx.weight_channels_last = suggests_channels_last(weight)
-    ctx.conv, ctx.activation, ctx.allow_tf32 = conv, activation, allow_tf32
+    ctx.conv, ctx.allow_tf32 = conv, allow_tf32
+    ctx.activation = (activation, negative_slope)
 
 
-def _conv2d_grads(ctx, grad):
-    input, weight, output = ctx.saved_tensors
-    if output is not None:
-        grad = _activation_grad(grad, output, ctx.activation)
-    needs_input, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+def _conv2d_grads(ctx, grad, input, weight, saved, preactivation_grad=None):
+    """The gradients of input, weight, bias and residual.
+
+    `saved` is what the activation's derivative is taken at, None without activation; the gradients may be
+    None. The activation's backward rides in the loads of dgrad and wgrad, unless the gradient behind it is
+    wanted for itself too, or this backward is recorded to be differentiated.
+    """
+    needs_input, needs_weight, needs_bias, needs_residual = ctx.needs_input_grad[:4]
     conv, allow_tf32 = ctx.conv, ctx.allow_tf32
+    recorded = torch.is_grad_enabled()
+    wanted = needs_residual or preactivation_grad is not None or (needs_bias and not needs_weight)
+    if grad is None:
+        grad, saved = preactivation_grad, None
+    elif saved is not None and (wanted or recorded):
+        grad, saved = activation_grad(grad, saved, *ctx.activation), None
+        if preactivation_grad is not None:
+            grad = grad + preactivation_grad
+    elif preactivation_grad is not None:
+        grad = grad + preactivation_grad
+    if grad is None:
+        return None, None, None, None
+
     input_grad = weight_grad = bias_grad = None
     if needs_input:
-        input_grad = _call(
-            _ops.conv2d_dgrad.default, grad, weight, *ctx.image, *conv, ctx.input_channels_last, allow_tf32
-        )
+        rest = (*ctx.image, *conv)
+        layout = (ctx.input_channels_last, allow_tf32)
+        if saved is None:
+            input_grad = _call(_ops.conv2d_dgrad.default, grad, weight, *rest, *layout)
+        else:
+            input_grad = _call(
+                _ops.conv2d_act_dgrad.default, grad, saved, weight, *rest, *ctx.activation, *layout
+            )
     if needs_weight:
-        weight_grad = _call(
-            _ops.conv2d_wgrad.default, grad, input, *ctx.kernel, *conv, ctx.weight_channels_last, allow_tf32
-        )
-    if needs_bias:
+        rest = (*ctx.kernel, *conv)
+        layout = (ctx.weight_channels_last, allow_tf32)
+        if saved is not None or (needs_bias and not recorded):
+            weight_grad, bias_grad = _call(
+                _ops.conv2d_act_wgrad.default, grad, saved, input, *rest, *ctx.activation, needs_bias, *layout
+            )
+        else:
+            weight_grad = _call(_ops.conv2d_wgrad.default, grad, input, *rest, *layout)
+    if not needs_bias:
+        bias_grad = None
+    elif bias_grad is None:
         bias_grad = _call(_ops.conv2d_bias_grad.default, grad)
-    return input_grad, weight_grad, bias_grad
+    return input_grad, weight_grad, bias_grad, grad if needs_residual else None
 
 
 def _conv2d_setup(ctx, inputs, output):
-    input, weight, _, *rest = inputs
-    _conv2d_save(ctx, input, weight, output, tuple(rest[:9]), rest[9], rest[10])
+    input, weight, bias, residual, *rest = inputs
+    activation = rest[9]
+    if activation in DERIVED_FROM_OUTPUT:
+        saved = None if activation == "none" else output
+        _conv2d_save(ctx, input, weight, saved, tuple(rest[:9]), *rest[9:])
+    else:
+        # The preactivation was not kept: it is computed again.
+        ctx.save_for_backward(input, weight, bias, residual)
+        _conv2d_remember(ctx, input, weight, tuple(rest[:9]), *rest[9:])
 
 
 def _conv2d_backward(ctx, grad):
-    return (*_conv2d_grads(ctx, grad), *(None,) * 11)
+    if ctx.activation[0] in DERIVED_FROM_OUTPUT:
+        input, weight, saved = ctx.saved_tensors
+    else:
+        input, weight, bias, residual = ctx.saved_tensors
+        saved = _call(
+            _ops.conv2d.default, input, weight, bias, residual, *ctx.conv, "none", 0.0, ctx.allow_tf32
+        )
+    return (*_conv2d_grads(ctx, grad, input, weight, saved), *(None,) * 12)
+
+
+def _preactivation_setup(ctx, inputs, output):
+    input, weight, _, _, *rest = inputs
+    saved = _saved_of(output, rest[9])
+    _conv2d_save(ctx, input, weight, saved, tuple(rest[:9]), *rest[9:])
+    ctx.set_materialize_grads(False)
+
+
+def _saved_of(outputs: tuple[Tensor, Tensor], activation: str) -> Tensor | None:
+    if activation == "none":
+        return None
+    return outputs[0] if activation in DERIVED_FROM_OUTPUT else outputs[1]
+
+
+def _preactivation_backward(ctx, grad, preactivation_grad):
+    return (*_conv2d_grads(ctx, grad, *ctx.saved_tensors, preactivation_grad), *(None,) * 12)
+
+
+def _act_dgrad_setup(ctx, inputs, output):
+    grad_output, saved, weight, _, _, *rest = inputs
+    ctx.save_for_backward(grad_output, saved, weight)
+    ctx.conv, ctx.activation, ctx.allow_tf32 = tuple(rest[:9]), tuple(rest[9:11]), rest[12]
+
+
+def _act_dgrad_backward(ctx, grad):
+    grad_output, saved, weight = ctx.saved_tensors
+    to_grad_output = to_saved = to_weight = None
+    if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
+        along = _call(_ops.conv2d.default, grad, weight, None, None, *ctx.conv, "none", 0.0, ctx.allow_tf32)
+        to_grad_output = activation_grad(along, saved, *ctx.activation)
+        to_saved = activation_grad_at_saved(along, grad_output, saved, ctx.activation[0])
+    if ctx.needs_input_grad[2]:
+        behind = activation_grad(grad_output, saved, *ctx.activation)
+        layout = suggests_channels_last(weight)
+        to_weight = _call(
+            _ops.conv2d_wgrad.default, behind, grad, *weight.shape[2:], *ctx.conv, layout, ctx.allow_tf32
+        )
+    return (to_grad_output, to_saved, to_weight, *(None,) * 15)
+
+
+def _act_wgrad_setup(ctx, inputs, output):
+    grad_output, saved, input, _, _, *rest = inputs
+    ctx.save_for_backward(grad_output, saved, input)
+    ctx.conv, ctx.activation, ctx.bias, ctx.allow_tf32 = (
+        tuple(rest[:9]),
+        tuple(rest[9:11]),
+        rest[11],
+        rest[13],
+    )
+
+
+def _act_wgrad_backward(ctx, weight_grad, bias_grad):
+    grad_output, saved, input = ctx.saved_tensors
+    to_grad_output = to_saved = to_input = None
+    if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
+        along = _call(
+            _ops.conv2d.default, input, weight_grad, None, None, *ctx.conv, "none", 0.0, ctx.allow_tf32
+        )
+        if ctx.bias:
+            along = along + bias_grad[:, None, None]
+        to_grad_output = along
+        if saved is not None:
+            to_grad_output = activation_grad(along, saved, *ctx.activation)
+            to_saved = activation_grad_at_saved(along, grad_output, saved, ctx.activation[0])
+    if ctx.needs_input_grad[2]:
+        behind = grad_output if saved is None else activation_grad(grad_output, saved, *ctx.activation)
+        layout = suggests_channels_last(input)
+        to_input = _call(
+            _ops.conv2d_dgrad.default,
+            behind,
+            weight_grad,
+            *input.shape[2:],
+            *ctx.conv,
+            layout,
+            ctx.allow_tf32,
+        )
+    return (to_grad_output, to_saved, to_input, *(None,) * 16)
 
 
 def _dgrad_setup(ctx, inputs, output):
@@ -110,7 +224,9 @@ def _dgrad_backward(ctx, grad):
     grad_output, weight = ctx.saved_tensors
     to_grad_output = to_weight = None
     if ctx.needs_input_grad[0]:
-        to_grad_output = _call(_ops.conv2d.default, grad, weight, None, *ctx.conv, "none", ctx.allow_tf32)
+        to_grad_output = _call(
+            _ops.conv2d.default, grad, weight, None, None, *ctx.conv, "none", 0.0, ctx.allow_tf32
+        )
     if ctx.needs_input_grad[1]:
         layout = suggests_channels_last(weight)
         to_weight = _call(
@@ -129,7 +245,9 @@ def _wgrad_backward(ctx, grad):
     grad_output, input = ctx.saved_tensors
     to_grad_output = to_input = None
     if ctx.needs_input_grad[0]:
-        to_grad_output = _call(_ops.conv2d.default, input, grad, None, *ctx.conv, "none", ctx.allow_tf32)
+        to_grad_output = _call(
+            _ops.conv2d.default, input, grad, None, None, *ctx.conv, "none", 0.0, ctx.allow_tf32
+        )
     if ctx.needs_input_grad[1]:
         layout = suggests_channels_last(input)
         to_input = _call(
@@ -286,6 +404,9 @@ def _adaptive_max_gather_backward(ctx, grad):
 
 FORMULAS = {
     "conv2d": Formula(_conv2d_setup, _conv2d_backward),
+    "conv2d_with_preactivation": Formula(_preactivation_setup, _preactivation_backward),
+    "conv2d_act_dgrad": Formula(_act_dgrad_setup, _act_dgrad_backward),
+    "conv2d_act_wgrad": Formula(_act_wgrad_setup, _act_wgrad_backward),
     "conv2d_dgrad": Formula(_dgrad_setup, _dgrad_backward),
     "conv2d_wgrad": Formula(_wgrad_setup, _wgrad_backward),
     "conv2d_bias_grad": Formula(_bias_grad_setup, _bias_grad_backward),
@@ -308,16 +429,35 @@ FORMULAS = {
 
 
 class Conv2d(Function):
+    """For the activations of DERIVED_FROM_OUTPUT, which need nothing kept but the output."""
+
     @staticmethod
-    def forward(ctx, input, weight, bias, conv, activation, allow_tf32):
+    def forward(ctx, input, weight, bias, residual, conv, activation, negative_slope, allow_tf32):
+        rest = (activation, negative_slope, allow_tf32)
         with torch._C._AutoDispatchBelowAutograd():
-            output = _ops.conv2d.default(input, weight, bias, *conv, activation, allow_tf32)
-        _conv2d_save(ctx, input, weight, output, conv, activation, allow_tf32)
+            output = _ops.conv2d.default(input, weight, bias, residual, *conv, *rest)
+        _conv2d_save(ctx, input, weight, None if activation == "none" else output, conv, *rest)
         return output
 
     @staticmethod
     def backward(ctx, grad):
-        return (*_conv2d_grads(ctx, grad), None, None, None)
+        return (*_conv2d_grads(ctx, grad, *ctx.saved_tensors), None, None, None, None)
+
+
+class Conv2dWithPreactivation(Function):
+    @staticmethod
+    def forward(ctx, input, weight, bias, residual, conv, activation, negative_slope, allow_tf32):
+        rest = (activation, negative_slope, allow_tf32)
+        with torch._C._AutoDispatchBelowAutograd():
+            outputs = _ops.conv2d_with_preactivation.default(input, weight, bias, residual, *conv, *rest)
+        _conv2d_save(ctx, input, weight, _saved_of(outputs, activation), conv, *rest)
+        ctx.set_materialize_grads(False)
+        return outputs
+
+    @staticmethod
+    def backward(ctx, grad, preactivation_grad):
+        grads = _conv2d_grads(ctx, grad, *ctx.saved_tensors, preactivation_grad)
+        return (*grads, None, None, None, None)
 
 
 class MaxPool2d(Function):

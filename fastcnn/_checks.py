@@ -13,7 +13,9 @@ from fastcnn import _shapes
 from fastcnn._shapes import AvgPoolGeometry, ConvGeometry, MaxPoolGeometry
 
 DTYPES = frozenset((torch.float32, torch.float16, torch.bfloat16, torch.float64))
-ACTIVATIONS = ("none", "relu", "sigmoid", "tanh")
+ACTIVATIONS = ("none", "relu", "sigmoid", "tanh", "silu", "gelu", "hardswish", "leaky_relu")
+#: Activations whose derivative is taken at their result; for the others it is taken at their argument.
+DERIVED_FROM_OUTPUT = frozenset(("none", "relu", "sigmoid", "tanh", "leaky_relu"))
 
 
 def _fail(op: str, message: str) -> None:
@@ -107,8 +109,41 @@ def pool_problem(op: str, input: tuple[int, ...], pool: MaxPoolGeometry) -> None
     _pool_geometry(op, input, pool)
 
 
-def conv2d(input: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvGeometry, activation: str) -> None:
-    op = "conv2d"
+def activation_problem(activation: str, negative_slope: float) -> str | None:
+    """What is wrong with an activation, in words."""
+    if activation not in ACTIVATIONS:
+        return f"activation must be one of {', '.join(ACTIVATIONS)}, but is {activation!r}"
+    if not 0 <= negative_slope < float("inf"):
+        return f"negative_slope must be finite and not negative, but is {negative_slope}"
+    return None
+
+
+def residual_problem(residual: tuple[int, ...], output: tuple[int, ...]) -> str | None:
+    """What is wrong with a residual's size, in words."""
+    if tuple(residual) == tuple(output):
+        return None
+    return (
+        f"residual must have the size of the output, {list(output)} (it is not broadcast), "
+        f"but has size {list(residual)}"
+    )
+
+
+def _activation(op: str, activation: str, negative_slope: float) -> None:
+    problem = activation_problem(activation, negative_slope)
+    if problem is not None:
+        _fail(op, problem)
+
+
+def conv2d(
+    op: str,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    conv: ConvGeometry,
+    activation: str,
+    negative_slope: float,
+) -> None:
     _four_dimensional(op, "input", input)
     _four_dimensional(op, "weight", weight)
     _floating(op, "input", input)
@@ -122,8 +157,25 @@ def conv2d(input: Tensor, weight: Tensor, bias: Tensor | None, conv: ConvGeometr
                 f"given weight of size {list(weight.shape)}, expected bias to be 1-dimensional with "
                 f"{weight.shape[0]} elements, but got bias of size {list(bias.shape)} instead",
             )
-    if activation not in ACTIVATIONS:
-        _fail(op, f"activation must be one of {', '.join(ACTIVATIONS)}, but is {activation!r}")
+    if residual is not None:
+        _like(op, "residual", residual, "input", input)
+        output = _shapes.conv_output_shape(input.shape, weight.shape, conv)
+        problem = residual_problem(residual.shape, output)
+        if problem is not None:
+            _fail(op, problem)
+    _activation(op, activation, negative_slope)
+
+
+def _saved(op: str, saved: Tensor | None, grad_output: Tensor) -> None:
+    if saved is None:
+        return
+    _like(op, "saved", saved, "grad_output", grad_output)
+    if saved.shape != grad_output.shape:
+        _fail(
+            op,
+            f"saved must have the size of grad_output, {list(grad_output.shape)}, "
+            f"but has size {list(saved.shape)}",
+        )
 
 
 def _grad_output(op: str, grad_output: Tensor, expected: tuple[int, ...]) -> None:
@@ -133,8 +185,14 @@ def _grad_output(op: str, grad_output: Tensor, expected: tuple[int, ...]) -> Non
         )
 
 
-def conv2d_dgrad(grad_output: Tensor, weight: Tensor, height: int, width: int, conv: ConvGeometry) -> None:
-    op = "conv2d_dgrad"
+def conv2d_dgrad(
+    grad_output: Tensor,
+    weight: Tensor,
+    height: int,
+    width: int,
+    conv: ConvGeometry,
+    op: str = "conv2d_dgrad",
+) -> None:
     _four_dimensional(op, "grad_output", grad_output)
     _four_dimensional(op, "weight", weight)
     _floating(op, "grad_output", grad_output)
@@ -146,9 +204,13 @@ def conv2d_dgrad(grad_output: Tensor, weight: Tensor, height: int, width: int, c
 
 
 def conv2d_wgrad(
-    grad_output: Tensor, input: Tensor, kernel_h: int, kernel_w: int, conv: ConvGeometry
+    grad_output: Tensor,
+    input: Tensor,
+    kernel_h: int,
+    kernel_w: int,
+    conv: ConvGeometry,
+    op: str = "conv2d_wgrad",
 ) -> None:
-    op = "conv2d_wgrad"
     _four_dimensional(op, "grad_output", grad_output)
     _four_dimensional(op, "input", input)
     _floating(op, "grad_output", grad_output)
@@ -159,6 +221,38 @@ def conv2d_wgrad(
     weight = (grad_output.shape[1], input.shape[1] // conv[-1], kernel_h, kernel_w)
     _conv_shapes(op, input.shape, weight, conv)
     _grad_output(op, grad_output, _shapes.conv_output_shape(input.shape, weight, conv))
+
+
+def conv2d_act_dgrad(
+    grad_output: Tensor,
+    saved: Tensor,
+    weight: Tensor,
+    height: int,
+    width: int,
+    conv: ConvGeometry,
+    activation: str,
+    negative_slope: float,
+) -> None:
+    op = "conv2d_act_dgrad"
+    conv2d_dgrad(grad_output, weight, height, width, conv, op)
+    _saved(op, saved, grad_output)
+    _activation(op, activation, negative_slope)
+
+
+def conv2d_act_wgrad(
+    grad_output: Tensor,
+    saved: Tensor | None,
+    input: Tensor,
+    kernel_h: int,
+    kernel_w: int,
+    conv: ConvGeometry,
+    activation: str,
+    negative_slope: float,
+) -> None:
+    op = "conv2d_act_wgrad"
+    conv2d_wgrad(grad_output, input, kernel_h, kernel_w, conv, op)
+    _saved(op, saved, grad_output)
+    _activation(op, activation, negative_slope)
 
 
 def conv2d_bias_grad(grad_output: Tensor) -> None:

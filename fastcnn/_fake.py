@@ -20,13 +20,22 @@ def _empty(
     )
 
 
-def conv2d(input, weight, bias, *args):
-    *geometry, activation, _ = args
+def _conv2d(op, input, weight, bias, residual, args):
+    *geometry, activation, negative_slope, _ = args
     conv = tuple(geometry)
-    _checks.conv2d(input, weight, bias, conv, activation)
+    _checks.conv2d(op, input, weight, bias, residual, conv, activation, negative_slope)
     return _empty(
         input, _shapes.conv_output_shape(input.shape, weight.shape, conv), conv_channels_last(input, weight)
     )
+
+
+def conv2d(input, weight, bias, residual, *args):
+    return _conv2d("conv2d", input, weight, bias, residual, args)
+
+
+def conv2d_with_preactivation(input, weight, bias, residual, *args):
+    output = _conv2d("conv2d_with_preactivation", input, weight, bias, residual, args)
+    return output, torch.empty_like(output)
 
 
 def conv2d_dgrad(grad_output, weight, height, width, *args):
@@ -44,6 +53,21 @@ def conv2d_wgrad(grad_output, input, kernel_h, kernel_w, *args):
     _checks.conv2d_wgrad(grad_output, input, kernel_h, kernel_w, conv)
     shape = (grad_output.shape[1], input.shape[1] // conv[-1], kernel_h, kernel_w)
     return _empty(grad_output, shape, channels_last)
+
+
+def conv2d_act_dgrad(grad_output, saved, weight, height, width, *args):
+    *geometry, activation, negative_slope, channels_last, allow_tf32 = args
+    conv = tuple(geometry)
+    _checks.conv2d_act_dgrad(grad_output, saved, weight, height, width, conv, activation, negative_slope)
+    return conv2d_dgrad(grad_output, weight, height, width, *conv, channels_last, allow_tf32)
+
+
+def conv2d_act_wgrad(grad_output, saved, input, kernel_h, kernel_w, *args):
+    *geometry, activation, negative_slope, bias, channels_last, allow_tf32 = args
+    conv = tuple(geometry)
+    _checks.conv2d_act_wgrad(grad_output, saved, input, kernel_h, kernel_w, conv, activation, negative_slope)
+    weight_grad = conv2d_wgrad(grad_output, input, kernel_h, kernel_w, *conv, channels_last, allow_tf32)
+    return weight_grad, grad_output.new_empty((grad_output.shape[1] if bias else 0,))
 
 
 def conv2d_bias_grad(grad_output):
@@ -118,6 +142,9 @@ IMPLEMENTATIONS = {
     function.__name__: function
     for function in (
         conv2d,
+        conv2d_with_preactivation,
+        conv2d_act_dgrad,
+        conv2d_act_wgrad,
         conv2d_dgrad,
         conv2d_wgrad,
         conv2d_bias_grad,

@@ -17,15 +17,15 @@ from torch.autograd import forward_ad
 from torch.overrides import handle_torch_function, has_torch_function_unary, has_torch_function_variadic
 
 from fastcnn import _autocast, _autograd
+from fastcnn._activations import activate
 from fastcnn._arguments import kernel_pair, pair, same_padding, single, size_pair
-from fastcnn._checks import ACTIVATIONS, DTYPES
+from fastcnn._checks import DERIVED_FROM_OUTPUT, DTYPES, activation_problem, residual_problem
 from fastcnn._library import KERNEL_DEVICES
 
-__all__ = ["adaptive_avg_pool2d", "adaptive_max_pool2d", "avg_pool2d", "conv2d", "max_pool2d"]
+__all__ = ["adaptive_avg_pool2d", "adaptive_max_pool2d", "avg_pool2d", "conv2d", "conv2d_act", "max_pool2d"]
 
 _ops = torch.ops.fastcnn
 _below_autograd = torch._C._AutoDispatchBelowAutograd
-_ACTIVATE = {"relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh}
 
 
 def _served(input: Tensor) -> bool:
@@ -80,7 +80,7 @@ def conv2d(
         stride, padding, dilation: an int or two; `padding` may be "valid" or "same" (stride 1 only; of an odd
             total the larger half goes to the bottom and right).
         groups: divides C and K.
-        activation: "none", "relu", "sigmoid" or "tanh", applied to the biased result.
+        activation: applied to the biased result; see `conv2d_act`, whose names and defaults it has.
 
     Returns:
         ``(N, K, P, Q)``, channels_last if `input` or `weight` is. Sums are carried in float32 (float64 for
@@ -105,50 +105,150 @@ def conv2d(
             groups,
             activation=activation,
         )
-    if activation not in ACTIVATIONS:
-        raise ValueError(
-            f"conv2d(): activation must be one of {', '.join(ACTIVATIONS)}, but is {activation!r}"
+    return _convolve("conv2d", input, weight, bias, stride, padding, dilation, groups, activation, None, 0.01)
+
+
+def conv2d_act(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | str = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    *,
+    activation: str = "relu",
+    residual: Tensor | None = None,
+    negative_slope: float = 0.01,
+) -> Tensor:
+    """``activation(conv2d(input, weight, bias, ...) + residual)`` in one kernel, rounded once.
+
+    In training the backward of the activation runs inside the kernels of the convolution's backward. For
+    that relu, sigmoid, tanh and leaky_relu keep nothing but the result; silu, gelu and hardswish keep what
+    went into the activation too: one more tensor of the result's size.
+
+    Args:
+        input, weight, bias, stride, padding, dilation, groups: as for `conv2d`.
+        activation: "none", "relu", "sigmoid", "tanh", "silu", "gelu" (the one by erf), "hardswish" or
+            "leaky_relu", each as torch's function of that name, NaN and infinities included.
+        residual: of the result's size (it is not broadcast), in the dtype of `input`, or None. Where it does
+            not lie in memory as the result does, it is copied first.
+        negative_slope: of leaky_relu; finite and not negative.
+
+    Returns:
+        ``(N, K, P, Q)``, or without N where `input` is; layout, accumulation, TF32 and autocast as `conv2d`.
+
+    Raises:
+        RuntimeError: sizes, dtypes, devices or parameters that do not fit.
+        TypeError: a `residual` that is no tensor.
+        ValueError: an unknown `activation`, or a `negative_slope` out of its range.
+        NotImplementedError: a forward-mode dual tensor.
+    """
+    if has_torch_function_variadic(input, weight, bias, residual):
+        return handle_torch_function(
+            conv2d_act,
+            (input, weight, bias, residual),
+            input,
+            weight,
+            bias,
+            stride,
+            padding,
+            dilation,
+            groups,
+            activation=activation,
+            residual=residual,
+            negative_slope=negative_slope,
         )
+    return _convolve(
+        "conv2d_act",
+        input,
+        weight,
+        bias,
+        stride,
+        padding,
+        dilation,
+        groups,
+        activation,
+        residual,
+        negative_slope,
+    )
+
+
+def _convolve(
+    op, input, weight, bias, stride, padding, dilation, groups, activation, residual, negative_slope
+):
+    problem = activation_problem(activation, negative_slope)
+    if problem is not None:
+        raise ValueError(f"{op}(): {problem}")
+    if residual is not None and not isinstance(residual, Tensor):
+        raise TypeError(f"{op}(): residual must be a Tensor or None, not {type(residual).__name__}")
     if (
         not (KERNEL_DEVICES and _served(input))
         or not isinstance(weight, Tensor)
         or not (bias is None or isinstance(bias, Tensor))
     ):
         output = F.conv2d(input, weight, bias, stride, padding, dilation, groups)
-        return output if activation == "none" else _ACTIVATE[activation](output)
+        if residual is not None:
+            output = output + _added(op, residual, output)
+        return activate(output, activation, negative_slope)
     if forward_ad._current_level >= 0:
-        _autograd.refuse_duals("conv2d", input, weight, bias)
+        _autograd.refuse_duals(op, input, weight, bias, residual)
 
-    input, unbatched = _batched("conv2d", input)
-    stride_h, stride_w = pair("conv2d", "stride", stride)
-    dilation_h, dilation_w = pair("conv2d", "dilation", dilation)
+    input, unbatched = _batched(op, input)
+    if unbatched and residual is not None:
+        residual = residual.unsqueeze(0)
+    stride_h, stride_w = pair(op, "stride", stride)
+    dilation_h, dilation_w = pair(op, "dilation", dilation)
     if isinstance(padding, str):
         sides = same_padding(padding, weight, (stride_h, stride_w), (dilation_h, dilation_w))
     else:
-        pad_h, pad_w = pair("conv2d", "padding", padding)
+        pad_h, pad_w = pair(op, "padding", padding)
         sides = (pad_h, pad_h, pad_w, pad_w)
-    conv = (stride_h, stride_w, *sides, dilation_h, dilation_w, single("conv2d", "groups", groups))
-    output = _conv2d(input, weight, bias, conv, activation)
+    conv = (stride_h, stride_w, *sides, dilation_h, dilation_w, single(op, "groups", groups))
+    output = _conv2d(input, weight, bias, residual, conv, activation, negative_slope)
     return output.squeeze(0) if unbatched else output
 
 
-def _conv2d(input, weight, bias, conv, activation):
-    allow_tf32 = input.is_cuda and torch.backends.cudnn.allow_tf32
+def _added(op: str, residual: Tensor, output: Tensor) -> Tensor:
+    """`residual`, held to what the kernels ask of it, for torch to add to `output`."""
+    problem = residual_problem(residual.shape, output.shape)
+    if problem is not None:
+        raise RuntimeError(f"{op}(): {problem}")
+    if torch.is_autocast_enabled(output.device.type):
+        return _autocast.cast(residual, output.device.type, output.dtype)
+    if residual.dtype != output.dtype:
+        raise RuntimeError(
+            f"{op}(): residual has dtype {residual.dtype}, but input has {output.dtype}; "
+            "they should be the same"
+        )
+    return residual
+
+
+def _conv2d(input, weight, bias, residual, conv, activation, negative_slope):
+    rest = (activation, negative_slope, input.is_cuda and torch.backends.cudnn.allow_tf32)
+    needs_grad = torch.is_grad_enabled() and (
+        input.requires_grad
+        or weight.requires_grad
+        or (bias is not None and bias.requires_grad)
+        or (residual is not None and residual.requires_grad)
+    )
     if _recorded():
-        return _ops.conv2d.default(input, weight, bias, *conv, activation, allow_tf32)
+        if needs_grad and torch.compiler.is_compiling() and activation not in DERIVED_FROM_OUTPUT:
+            return _ops.conv2d_with_preactivation.default(input, weight, bias, residual, *conv, *rest)[0]
+        return _ops.conv2d.default(input, weight, bias, residual, *conv, *rest)
     device_type = input.device.type
     if torch.is_autocast_enabled(device_type):
         # Cast outside the Function: the casts' own gradients bring the parameters' dtype back.
         dtype = torch.get_autocast_dtype(device_type)
-        input = _autocast.cast(input, device_type, dtype)
-        weight = _autocast.cast(weight, device_type, dtype)
-        bias = _autocast.cast(bias, device_type, dtype)
-    if torch.is_grad_enabled() and (
-        input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
-    ):
-        return _autograd.Conv2d.apply(input, weight, bias, conv, activation, allow_tf32)
+        input, weight, bias, residual = (
+            _autocast.cast(tensor, device_type, dtype) for tensor in (input, weight, bias, residual)
+        )
+    if needs_grad:
+        if activation in DERIVED_FROM_OUTPUT:
+            return _autograd.Conv2d.apply(input, weight, bias, residual, conv, *rest)
+        return _autograd.Conv2dWithPreactivation.apply(input, weight, bias, residual, conv, *rest)[0]
     with _below_autograd():
-        return _ops.conv2d.default(input, weight, bias, *conv, activation, allow_tf32)
+        return _ops.conv2d.default(input, weight, bias, residual, *conv, *rest)
 
 
 def max_pool2d(

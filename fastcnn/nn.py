@@ -11,7 +11,7 @@ import torch.nn
 from torch import Tensor
 
 from fastcnn import functional
-from fastcnn._checks import ACTIVATIONS
+from fastcnn._checks import activation_problem
 
 __all__ = ["AdaptiveAvgPool2d", "AdaptiveMaxPool2d", "AvgPool2d", "Conv2d", "ConvAct2d", "MaxPool2d"]
 
@@ -19,42 +19,61 @@ __all__ = ["AdaptiveAvgPool2d", "AdaptiveMaxPool2d", "AvgPool2d", "Conv2d", "Con
 class Conv2d(torch.nn.Conv2d):
     """`torch.nn.Conv2d` on our kernels; see `fastcnn.functional.conv2d`."""
 
-    def _convolve(self, input: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
-        padding = self.padding
-        if self.padding_mode != "zeros":
-            input = torch.nn.functional.pad(
-                input, self._reversed_padding_repeated_twice, mode=self.padding_mode
-            )
-            padding = 0
-        return functional.conv2d(
-            input, weight, bias, self.stride, padding, self.dilation, self.groups, activation=activation
-        )
+    def _padded(self, input: Tensor) -> tuple[Tensor, Any]:
+        """The input, and the padding that is left to the kernel: all of it, where it is zeros."""
+        if self.padding_mode == "zeros":
+            return input, self.padding
+        sides = self._reversed_padding_repeated_twice
+        return torch.nn.functional.pad(input, sides, mode=self.padding_mode), 0
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return self._convolve(input, weight, bias, "none")
+        input, padding = self._padded(input)
+        return functional.conv2d(input, weight, bias, self.stride, padding, self.dilation, self.groups)
 
 
 class ConvAct2d(Conv2d):
-    """Convolution, bias and activation in one kernel. Parameters and state_dict are those of `Conv2d`.
+    """Convolution, bias, residual and activation in one kernel; see `fastcnn.functional.conv2d_act`.
+
+    Parameters and state_dict are those of `Conv2d`.
 
     Args:
-        activation: "none", "relu", "sigmoid" or "tanh" (keyword only); the others are `torch.nn.Conv2d`'s.
+        activation: "none", "relu", "sigmoid", "tanh", "silu", "gelu", "hardswish" or "leaky_relu" (keyword
+            only, like the next); the others are `torch.nn.Conv2d`'s.
+        negative_slope: of leaky_relu.
 
     Raises:
-        ValueError: an unknown `activation`.
+        ValueError: an unknown `activation`, or a `negative_slope` that is negative or not finite.
     """
 
-    def __init__(self, *args: Any, activation: str = "relu", **kwargs: Any) -> None:
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, but is {activation!r}")
+    def __init__(
+        self, *args: Any, activation: str = "relu", negative_slope: float = 0.01, **kwargs: Any
+    ) -> None:
+        problem = activation_problem(activation, negative_slope)
+        if problem is not None:
+            raise ValueError(problem)
         super().__init__(*args, **kwargs)
         self.activation = activation
+        self.negative_slope = negative_slope
 
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return self._convolve(input, weight, bias, self.activation)
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        """The output for `input`; `residual`, of the output's size, is added before the activation."""
+        input, padding = self._padded(input)
+        return functional.conv2d_act(
+            input,
+            self.weight,
+            self.bias,
+            self.stride,
+            padding,
+            self.dilation,
+            self.groups,
+            activation=self.activation,
+            residual=residual,
+            negative_slope=self.negative_slope,
+        )
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, activation={self.activation!r}"
+        slope = f", negative_slope={self.negative_slope}" if self.activation == "leaky_relu" else ""
+        return f"{super().extra_repr()}, activation={self.activation!r}{slope}"
 
 
 class MaxPool2d(torch.nn.MaxPool2d):

@@ -174,6 +174,12 @@ inline Tensor empty_vector(const Tensor& like, ScalarType dtype, int64_t length)
   return empty_strided(like, dtype, &length, &stride, 1);
 }
 
+// Names a tensor's buffer to the scope and gives its address.
+inline const void* reading_data(DeviceScope& scope, const Tensor& tensor) {
+  scope.may_read(tensor.const_data_ptr(), extent_bytes(tensor));
+  return tensor.const_data_ptr();
+}
+
 // Names a tensor's buffer to the scope and gives its view.
 inline TensorView reading(DeviceScope& scope, const Tensor& tensor) {
   scope.may_read(tensor.const_data_ptr(), extent_bytes(tensor));

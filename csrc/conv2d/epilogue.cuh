@@ -22,14 +22,14 @@ template <class Acc>
 
 // relu, leaky_relu and hardswish keep NaN, as torch does: comparisons with NaN are false.
 template <class Acc>
-__device__ inline Acc activate(Acc x, Activation activation, float negative_slope) {
+__device__ inline Acc activate(Acc x, Activation activation, Acc negative_slope) {
   switch (activation) {
     case Activation::kNone:
       return x;
     case Activation::kRelu:
       return x < Acc(0) ? Acc(0) : x;
     case Activation::kLeakyRelu:
-      return x < Acc(0) ? x * Acc(negative_slope) : x;
+      return x < Acc(0) ? x * negative_slope : x;
     case Activation::kHardswish:
       return x * fmin(fmax(x + Acc(3), Acc(0)), Acc(6)) * Acc(1.0 / 6);
     default:
@@ -65,7 +65,8 @@ __device__ inline Vector<T, V> finish(const Epilogue& epilogue, const accumulato
   }
 #pragma unroll
   for (int v = 0; v < V; ++v) {
-    result[v] = from_accumulator<T>(activate(value[v], epilogue.activation, epilogue.negative_slope));
+    result[v] = from_accumulator<T>(
+        activate(value[v], epilogue.activation, epilogue.negative_slope.template in<accumulator_t<T>>()));
   }
   return result;
 }

@@ -42,8 +42,9 @@ __global__ __launch_bounds__(Tile::kThreads, kBlocksPerSm<T>) void image_kernel(
   const int first_column = block.column_tile * Tile::kBN;
 
   Acc sums[Tile::kTM][Tile::kTN] = {};
+  NoRowSum no_row_sum;
   multiply<Tile>(OperandA(params, first_row, block.group), OperandB(params, first_column, block.group),
-                 static_cast<int>(params.reduction), sums);
+                 static_cast<int>(params.reduction), sums, no_row_sum);
 
   const ThreadPosition<Tile> position(threadIdx.x);
   const PixelRange pixels(params, first_row);
@@ -96,8 +97,9 @@ __device__ inline T* weight_element(const GenericParams& params, int row, int co
 }
 
 // Rows are filters of the group, columns taps. One split writes the gradient; more write partial sums
-// [split][filter of all K][tap].
-template <class T, class Tile, int V>
+// [split][filter of all K][tap], after each split's those of the bias gradient, if it is asked for. Its rows
+// of the output gradient are added up by the blocks of the first column tile, as they pass.
+template <class T, class Tile, int V, bool Activated>
 __global__ __launch_bounds__(Tile::kThreads, kBlocksPerSm<T>) void wgrad_kernel(
     const __grid_constant__ GenericParams params) {
   using Acc = accumulator_t<T>;
@@ -108,12 +110,24 @@ __global__ __launch_bounds__(Tile::kThreads, kBlocksPerSm<T>) void wgrad_kernel(
   const int64_t left = params.reduction - first_pixel;
 
   Acc sums[Tile::kTM][Tile::kTN] = {};
-  multiply<Tile>(WgradGrad<T, V>(params, first_row, block.group, first_pixel),
+  RowSum<Tile, Acc> row_sum(params.bias_grad != nullptr && block.column_tile == 0, threadIdx.x);
+  multiply<Tile>(WgradGrad<T, V, Activated>(params, first_row, block.group, first_pixel),
                  WgradInput<T, V>(params, first_column, block.group, first_pixel),
-                 static_cast<int>(left < params.split_length ? left : params.split_length), sums);
+                 static_cast<int>(left < params.split_length ? left : params.split_length), sums, row_sum);
 
   const ThreadPosition<Tile> position(threadIdx.x);
   const int filters = static_cast<int>(params.rows);
+  const int64_t split_elements =
+      int64_t{params.filters} * params.columns + (params.bias_grad != nullptr ? params.filters : 0);
+  Acc* const partials = static_cast<Acc*>(params.workspace) + block.split * split_elements;
+  if (row_sum.active() && first_row + row_sum.row() < filters) {
+    const int filter = block.group * filters + first_row + row_sum.row();
+    if (params.splits == 1) {
+      store_global(static_cast<T*>(params.bias_grad) + filter, from_accumulator<T>(row_sum.total()));
+    } else {
+      store_global(partials + int64_t{params.filters} * params.columns + filter, row_sum.total());
+    }
+  }
 #pragma unroll
   for (int i = 0; i < Tile::kTM; ++i) {
     const int row = first_row + position.row(i);
@@ -126,8 +140,7 @@ __global__ __launch_bounds__(Tile::kThreads, kBlocksPerSm<T>) void wgrad_kernel(
       if (params.splits == 1) {
         store_global(weight_element<T>(params, filter, column), from_accumulator<T>(sums[i][j]));
       } else {
-        const int64_t index = (int64_t{block.split} * params.filters + filter) * params.columns + column;
-        store_global(static_cast<Acc*>(params.workspace) + index, sums[i][j]);
+        store_global(partials + (int64_t{filter} * params.columns + column), sums[i][j]);
       }
     }
   }
@@ -168,25 +181,29 @@ void visit_variant(const Conv2dPlan& plan, F&& f) {
   }
 }
 
-template <class T, bool Dgrad>
+template <class T, bool Dgrad, bool Activated>
 void launch_image(const char* name, const GenericParams& params, const Conv2dPlan& plan,
                   cudaStream_t stream) {
   visit_variant<T>(plan, [&](auto tile_tag, auto vector) {
     using Tile = typename decltype(tile_tag)::type;
     constexpr int V = decltype(vector)::value;
-    launch(name, image_kernel<T, Tile, GatheredImage<T, V>, TapWeight<T, V, Dgrad>>,
+    launch(name, image_kernel<T, Tile, GatheredImage<T, V, Activated>, TapWeight<T, V, Dgrad>>,
            launch_config<T, Tile>(params, stream), params);
   });
 }
 
 template <class T>
 void launch_fprop(const GenericParams& params, const Conv2dPlan& plan, cudaStream_t stream) {
-  launch_image<T, false>("conv2d::generic_fprop", params, plan, stream);
+  launch_image<T, false, false>("conv2d::generic_fprop", params, plan, stream);
 }
 
 template <class T>
 void launch_dgrad(const GenericParams& params, const Conv2dPlan& plan, cudaStream_t stream) {
-  launch_image<T, true>("conv2d::generic_dgrad", params, plan, stream);
+  if (params.grad_activation.saved != nullptr) {
+    launch_image<T, true, true>("conv2d::generic_dgrad", params, plan, stream);
+  } else {
+    launch_image<T, true, false>("conv2d::generic_dgrad", params, plan, stream);
+  }
 }
 
 // The partial sums are laid out as [split][filter] and then taps in the order of the reduction index.
@@ -209,6 +226,10 @@ inline SplitSumParams split_sum_params(const GenericParams& params) {
     sum.output.stride_h = params.output.stride_w;
     sum.output.stride_w = params.output.stride_c;
   }
+  if (params.bias_grad != nullptr) {
+    sum.tail = params.filters;
+    sum.tail_output = params.bias_grad;
+  }
   return sum;
 }
 
@@ -217,7 +238,15 @@ void launch_wgrad(const GenericParams& params, const Conv2dPlan& plan, cudaStrea
   visit_variant<T>(plan, [&](auto tile_tag, auto vector) {
     using Tile = typename decltype(tile_tag)::type;
     constexpr int V = decltype(vector)::value;
-    launch("conv2d::generic_wgrad", wgrad_kernel<T, Tile, V>, launch_config<T, Tile>(params, stream), params);
+    const auto with_source = [&](auto activated) {
+      launch("conv2d::generic_wgrad", wgrad_kernel<T, Tile, V, decltype(activated)::value>,
+             launch_config<T, Tile>(params, stream), params);
+    };
+    if (params.grad_activation.saved != nullptr) {
+      with_source(std::true_type{});
+    } else {
+      with_source(std::false_type{});
+    }
   });
   if (plan.splits > 1) launch_split_sum(split_sum_params(params), stream);
 }

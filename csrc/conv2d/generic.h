@@ -24,7 +24,9 @@ struct GenericParams {
   TensorView grad;  // wgrad's output gradient
   TensorView output;
   void* workspace;
-  Epilogue epilogue;  // fprop
+  Epilogue epilogue;               // fprop
+  GradActivation grad_activation;  // dgrad, wgrad
+  void* bias_grad;                 // wgrad, or null
   DType dtype;
   int filters;        // K, of all groups
   int group_filters;  // K/G

@@ -3,13 +3,16 @@
 // Each gives at_x (what its address takes from x), at_k (what it takes from the reduction index) and load.
 // Offsets are 64-bit; an element outside the tensor (padding, a tile's overhang, a tap between strides) reads
 // as zero. kVector > 1 asks for channels_inner, channels contiguous in memory, and channel counts divisible
-// by kVector.
+// by kVector. What load() brings is in flight until value() asks for its elements.
 #pragma once
 
 #include <cuda_runtime.h>
 
+#include <type_traits>
+
 #include "common/memory.cuh"
 #include "conv2d/generic.h"
+#include "conv2d/grad_activation.cuh"
 
 namespace fastcnn::generic {
 
@@ -96,32 +99,73 @@ __device__ inline bool sees(const GenericParams& params, const ImageAt& pixel, c
          static_cast<unsigned>(pixel.w + tap.w) < static_cast<unsigned>(params.image_w);
 }
 
+// The tensor that an operand is gathered from, as it is.
+template <class T, int V>
+struct PlainSource {
+  using Loaded = Vector<T, V>;
+  const T* base;
+
+  __device__ PlainSource(const TensorView& view, int64_t start, const GradActivation&)
+      : base(static_cast<const T*>(view.data) + start) {}
+  __device__ Loaded load_if(bool predicate, int64_t offset) const {
+    return load_global_if<V>(predicate, base + offset);
+  }
+  __device__ Vector<T, V> value(const Loaded& loaded) const { return loaded; }
+};
+
+// The output gradient, taken back through the activation once its elements are needed: both loads fly while
+// the step before is computed.
+template <class T, int V>
+struct ActivatedSource {
+  struct Loaded {
+    Vector<T, V> grad, saved;
+  };
+  const T* grad;
+  const T* saved;
+  const GradActivation& activation;
+
+  __device__ ActivatedSource(const TensorView& view, int64_t start, const GradActivation& through)
+      : grad(static_cast<const T*>(view.data) + start),
+        saved(static_cast<const T*>(through.saved) + start),
+        activation(through) {}
+  __device__ Loaded load_if(bool predicate, int64_t offset) const {
+    return {load_global_if<V>(predicate, grad + offset), load_global_if<V>(predicate, saved + offset)};
+  }
+  __device__ Vector<T, V> value(const Loaded& loaded) const {
+    return through_activation(activation, loaded.grad, loaded.saved);
+  }
+};
+
+template <class T, int V, bool Activated>
+using Source = std::conditional_t<Activated, ActivatedSource<T, V>, PlainSource<T, V>>;
+
 // fprop A and dgrad A: x is a pixel of the result, k a tap; the element of `input` that the tap sees from
 // there.
-template <class T, int V>
+template <class T, int V, bool Activated>
 struct GatheredImage {
   using Element = T;
   using AtX = ImageAt;
+  using Loaded = typename Source<T, V, Activated>::Loaded;
   static constexpr int kVector = V;
   static constexpr bool kAlongK = V > 1;
 
   const GenericParams& params;
-  const T* base;
+  Source<T, V, Activated> source;
   PixelRange pixels;
   int count;  // pixels left from the block's first
 
   __device__ GatheredImage(const GenericParams& p, int64_t first_row, int group)
       : params(p),
-        base(static_cast<const T*>(p.input.data) +
-             int64_t{group} * p.inner_channels.divisor() * p.input.stride_c),
+        source(p.input, int64_t{group} * p.inner_channels.divisor() * p.input.stride_c, p.grad_activation),
         pixels(p, first_row),
         count(p.rows - first_row > kMostRows ? kMostRows : static_cast<int>(p.rows - first_row)) {}
 
   __device__ ImageAt at_x(int x) const { return x < count ? image_at(params, pixels.at(x)) : outside(); }
   __device__ TapAt at_k(int k, bool valid) const { return tap_offset(params, k, valid); }
-  __device__ Vector<T, V> load(const ImageAt& x, const TapAt& k) const {
-    return load_global_if<V>(sees(params, x, k), base + (x.offset + k.offset));
+  __device__ Loaded load(const ImageAt& x, const TapAt& k) const {
+    return source.load_if(sees(params, x, k), x.offset + k.offset);
   }
+  __device__ Vector<T, V> value(const Loaded& loaded) const { return source.value(loaded); }
 
  private:
   static constexpr int kMostRows = 1 << 20;  // more than a tile has
@@ -133,6 +177,7 @@ template <class T, int V, bool Dgrad>
 struct TapWeight {
   using Element = T;
   using AtX = LinearAt;
+  using Loaded = Vector<T, V>;
   static constexpr bool kEpilogue = !Dgrad;  // bias and activation follow
   static constexpr int kVector = V;
   // Vectors are of input channels: taps' channels in fprop, the result's in dgrad.
@@ -158,6 +203,7 @@ struct TapWeight {
   __device__ Vector<T, V> load(const LinearAt& x, const LinearAt& k) const {
     return load_global_if<V>(x.valid && k.valid, base + (x.offset + k.offset));
   }
+  __device__ Vector<T, V> value(const Loaded& loaded) const { return loaded; }
 
  private:
   __device__ static int64_t x_stride(const GenericParams& p) {
@@ -166,22 +212,22 @@ struct TapWeight {
 };
 
 // wgrad A: x is a filter, k an output pixel.
-template <class T, int V>
+template <class T, int V, bool Activated>
 struct WgradGrad {
   using Element = T;
   using AtX = LinearAt;
+  using Loaded = typename Source<T, V, Activated>::Loaded;
   static constexpr int kVector = V;
   static constexpr bool kAlongK = V == 1;
 
   const GenericParams& params;
-  const T* base;
+  Source<T, V, Activated> source;
   PixelRange pixels;
   int first;
 
   __device__ WgradGrad(const GenericParams& p, int first_row, int group, int64_t first_pixel)
       : params(p),
-        base(static_cast<const T*>(p.grad.data) +
-             (int64_t{group} * p.group_filters + first_row) * p.grad.stride_c),
+        source(p.grad, (int64_t{group} * p.group_filters + first_row) * p.grad.stride_c, p.grad_activation),
         pixels(p, first_pixel),
         first(first_row) {}
 
@@ -193,9 +239,10 @@ struct WgradGrad {
     return {pixel.n * params.grad.stride_n + pixel.h * params.grad.stride_h + pixel.w * params.grad.stride_w,
             valid};
   }
-  __device__ Vector<T, V> load(const LinearAt& x, const LinearAt& k) const {
-    return load_global_if<V>(x.valid && k.valid, base + (x.offset + k.offset));
+  __device__ Loaded load(const LinearAt& x, const LinearAt& k) const {
+    return source.load_if(x.valid && k.valid, x.offset + k.offset);
   }
+  __device__ Vector<T, V> value(const Loaded& loaded) const { return source.value(loaded); }
 };
 
 // wgrad B: x is a tap, k an output pixel; the input element that the tap sees there.
@@ -203,6 +250,7 @@ template <class T, int V>
 struct WgradInput {
   using Element = T;
   using AtX = TapAt;
+  using Loaded = Vector<T, V>;
   static constexpr int kVector = V;
   static constexpr bool kAlongK = false;
 
@@ -225,6 +273,7 @@ struct WgradInput {
   __device__ Vector<T, V> load(const TapAt& x, const ImageAt& k) const {
     return load_global_if<V>(sees(params, k, x), base + (x.offset + k.offset));
   }
+  __device__ Vector<T, V> value(const Loaded& loaded) const { return loaded; }
 };
 
 }  // namespace fastcnn::generic

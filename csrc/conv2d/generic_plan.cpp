@@ -93,6 +93,8 @@ GenericParams make_params(Conv2dPass pass, const Conv2dParams& params, const Con
   result.output = params.output;
   result.workspace = params.workspace;
   if (pass == Conv2dPass::kFprop) result.epilogue = params.epilogue;
+  if (pass != Conv2dPass::kFprop) result.grad_activation = params.grad_activation;
+  result.bias_grad = pass == Conv2dPass::kWgrad ? params.bias_grad : nullptr;
   result.dtype = params.dtype;
   result.filters = problem.k;
   result.group_filters = problem.filters_per_group();
@@ -214,7 +216,7 @@ void plan_generic(Conv2dPass pass, const Conv2dParams& params, const Chip& chip,
   plan.split_length = std::max<int64_t>(extent.reduction, 1);
   if (pass == Conv2dPass::kWgrad && extent.reduction > 0 && tiles > 0) {
     const int64_t partial_bytes =
-        std::max<int64_t>(int64_t{problem.k} * extent.columns * accumulator_size, 1);
+        int64_t{problem.k} * (extent.columns + (params.bias_grad != nullptr ? 1 : 0)) * accumulator_size;
     const int64_t steps = ceil_div(extent.reduction, tile.depth);
     const int64_t wanted = ceil_div(4 * int64_t{chip.sm_count}, tiles);  // two blocks an SM, twice over
     const int64_t splits = std::clamp<int64_t>(

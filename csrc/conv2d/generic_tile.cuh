@@ -98,35 +98,36 @@ class TileLoader {
       const auto at_k = operand.at_k(k, k < end);
 #pragma unroll
       for (int i = 0; i < kLoads; ++i) {
-        if (!kPartial || other_ + i * kStep < BX) values_[i] = operand.load(x_[i], at_k);
+        if (!kPartial || other_ + i * kStep < BX) loaded_[i] = operand.load(x_[i], at_k);
       }
     } else {
 #pragma unroll
       for (int i = 0; i < kLoads; ++i) {
         const int k = k0 + other_ + i * kStep;
-        if (!kPartial || other_ + i * kStep < BK) values_[i] = operand.load(x_[0], operand.at_k(k, k < end));
+        if (!kPartial || other_ + i * kStep < BK) loaded_[i] = operand.load(x_[0], operand.at_k(k, k < end));
       }
     }
   }
 
   template <class Shared>
-  __device__ void store(Shared& shared, int buffer) const {
+  __device__ void store(const Operand& operand, Shared& shared, int buffer) const {
     constexpr int kWide = 16 / sizeof(Acc) < kVector ? 16 / sizeof(Acc) : kVector;
 #pragma unroll
     for (int i = 0; i < kLoads; ++i) {
       const int other = other_ + i * kStep;
       if (kPartial && other >= kOther) continue;
+      const Vector<T, kVector> values = operand.value(loaded_[i]);
       if constexpr (kAlongK) {
 #pragma unroll
         for (int v = 0; v < kVector; ++v) {
-          shared.store((buffer * BK + walked_ + v) * Row + other, to_accumulator(values_[i][v]));
+          shared.store((buffer * BK + walked_ + v) * Row + other, to_accumulator(values[v]));
         }
       } else {
 #pragma unroll
         for (int v = 0; v < kVector; v += kWide) {
           Vector<Acc, kWide> wide;
 #pragma unroll
-          for (int u = 0; u < kWide; ++u) wide[u] = to_accumulator(values_[i][v + u]);
+          for (int u = 0; u < kWide; ++u) wide[u] = to_accumulator(values[v + u]);
           shared.template store_vector<kWide>((buffer * BK + other) * Row + walked_ + v, wide);
         }
       }
@@ -136,13 +137,49 @@ class TileLoader {
  private:
   int walked_, other_;
   typename Operand::AtX x_[kAlongK ? kLoads : 1];
-  Vector<T, kVector> values_[kLoads];
+  typename Operand::Loaded loaded_[kLoads];
 };
 
-// sums[i][j] += A[row(i)][k] * B[k][column(j)] over the k in [0, length), in order.
-template <class Tile, class OperandA, class OperandB, class Acc>
+// For products whose rows of A nobody adds up.
+struct NoRowSum {
+  template <class Shared>
+  __device__ void add(const Shared&, int) {}
+};
+
+// The sum of one row of A, of row `thread` of the tile: steps of BK are added up, then to the total with the
+// rounding error of each addition carried along, so that the error does not grow with the length. The first
+// BM threads each read their row as the product does; for the others, and where it is not wanted, it is idle.
+template <class Tile, class Acc>
+class RowSum {
+ public:
+  __device__ RowSum(bool wanted, int thread) : row_(wanted && thread < Tile::kBM ? thread : -1) {}
+  __device__ bool active() const { return row_ >= 0; }
+  __device__ int row() const { return row_; }
+  __device__ Acc total() const { return total_; }
+
+  template <class Shared>
+  __device__ void add(const Shared& shared, int buffer) {
+    if (row_ < 0) return;
+    Acc step = -error_;
+#pragma unroll
+    for (int k = 0; k < Tile::kBK; ++k) {
+      step += shared.a.load((buffer * Tile::kBK + k) * SharedLayout<Acc, Tile>::kRowA + row_);
+    }
+    const Acc next = total_ + step;
+    error_ = next - next == Acc(0) ? (next - total_) - step : Acc(0);  // infinity and NaN have no error
+    total_ = next;
+  }
+
+ private:
+  int row_;
+  Acc total_ = 0, error_ = 0;
+};
+
+// sums[i][j] += A[row(i)][k] * B[k][column(j)] over the k in [0, length), in order; row_sum is shown each
+// tile of A.
+template <class Tile, class OperandA, class OperandB, class Acc, class RowSum>
 __device__ inline void multiply(const OperandA& a, const OperandB& b, int length,
-                                Acc (&sums)[Tile::kTM][Tile::kTN]) {
+                                Acc (&sums)[Tile::kTM][Tile::kTN], RowSum& row_sum) {
   using Layout = SharedLayout<Acc, Tile>;
   constexpr int kBK = Tile::kBK;
   constexpr int kWide = 16 / sizeof(Acc);
@@ -155,8 +192,8 @@ __device__ inline void multiply(const OperandA& a, const OperandB& b, int length
   if (length <= 0) return;
   load_a.load(a, 0, length);
   load_b.load(b, 0, length);
-  load_a.store(shared.a, 0);
-  load_b.store(shared.b, 0);
+  load_a.store(a, shared.a, 0);
+  load_b.store(b, shared.b, 0);
   __syncthreads();
 
   int buffer = 0;
@@ -166,6 +203,7 @@ __device__ inline void multiply(const OperandA& a, const OperandB& b, int length
       load_a.load(a, k0 + kBK, length);
       load_b.load(b, k0 + kBK, length);
     }
+    row_sum.add(shared, buffer);
 // One step at a time: unrolled, the fragments of several steps compete for the 128 registers and spill, while
 // the other warps' 64 FMAs a step already cover the shared loads.
 #pragma unroll 1
@@ -192,8 +230,8 @@ __device__ inline void multiply(const OperandA& a, const OperandB& b, int length
       }
     }
     if (more) {
-      load_a.store(shared.a, buffer ^ 1);
-      load_b.store(shared.b, buffer ^ 1);
+      load_a.store(a, shared.a, buffer ^ 1);
+      load_b.store(b, shared.b, buffer ^ 1);
       __syncthreads();
       buffer ^= 1;
     }

@@ -26,7 +26,7 @@ template <class Acc>
 // tanh, and its argument for silu, gelu and hardswish (derived_from_output). The formulas, and what they give
 // at the kinks, are torch's.
 template <class Acc>
-__device__ inline Acc activation_grad(Acc dy, Acc saved, Activation activation, float negative_slope) {
+__device__ inline Acc activation_grad(Acc dy, Acc saved, Activation activation, Acc negative_slope) {
   switch (activation) {
     case Activation::kNone:
       return dy;
@@ -40,10 +40,25 @@ __device__ inline Acc activation_grad(Acc dy, Acc saved, Activation activation, 
       if (saved <= Acc(-3)) return Acc(0);
       return saved < Acc(3) ? dy * (saved * Acc(1.0 / 3) + Acc(0.5)) : dy;
     case Activation::kLeakyRelu:
-      return saved > Acc(0) ? dy : dy * Acc(negative_slope);
+      return saved > Acc(0) ? dy : dy * negative_slope;
     default:
       return smooth_grad(dy, saved, activation);
   }
+}
+
+// The gradient at the activation's argument, rounded to T.
+template <class T, int V>
+__device__ inline Vector<T, V> through_activation(const GradActivation& activation, const Vector<T, V>& grad,
+                                                  const Vector<T, V>& saved) {
+  using Acc = accumulator_t<T>;
+  Vector<T, V> result;
+#pragma unroll
+  for (int v = 0; v < V; ++v) {
+    result[v] = from_accumulator<T>(activation_grad(to_accumulator(grad[v]), to_accumulator(saved[v]),
+                                                    activation.activation,
+                                                    activation.negative_slope.template in<Acc>()));
+  }
+  return result;
 }
 
 // V neighbouring elements of the gradient at the activation's argument; zeros where the predicate is false.
@@ -51,16 +66,10 @@ __device__ inline Acc activation_grad(Acc dy, Acc saved, Activation activation, 
 template <int V, class T>
 __device__ inline Vector<T, V> load_grad_if(bool predicate, const GradActivation& activation, const T* grad,
                                             int64_t offset) {
-  Vector<T, V> values = load_global_if<V>(predicate, grad + offset);
-  if (activation.saved != nullptr) {
-    const Vector<T, V> saved = load_global_if<V>(predicate, static_cast<const T*>(activation.saved) + offset);
-#pragma unroll
-    for (int v = 0; v < V; ++v) {
-      values[v] = from_accumulator<T>(activation_grad(to_accumulator(values[v]), to_accumulator(saved[v]),
-                                                      activation.activation, activation.negative_slope));
-    }
-  }
-  return values;
+  const Vector<T, V> values = load_global_if<V>(predicate, grad + offset);
+  if (activation.saved == nullptr) return values;
+  const Vector<T, V> saved = load_global_if<V>(predicate, static_cast<const T*>(activation.saved) + offset);
+  return through_activation(activation, values, saved);
 }
 
 }  // namespace fastcnn

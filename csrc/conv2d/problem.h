@@ -38,6 +38,19 @@ inline bool derived_from_output(Activation activation) {
          activation == Activation::kTanh || activation == Activation::kLeakyRelu;
 }
 
+// leaky_relu's slope for negative values, not negative itself: in both accumulators, so that kernels convert
+// nothing.
+struct NegativeSlope {
+  float single;
+  double wide;
+
+  __host__ __device__ NegativeSlope(double slope = 0) : single(static_cast<float>(slope)), wide(slope) {}
+  template <class Acc>
+  __host__ __device__ Acc in() const {
+    return sizeof(Acc) == 8 ? static_cast<Acc>(wide) : static_cast<Acc>(single);
+  }
+};
+
 // What fprop does to a finished sum: y = activation(sum + bias + residual). Null pointers are left out.
 // residual and preactivation lie as the output does: the same strides, and as well aligned.
 struct Epilogue {
@@ -45,7 +58,7 @@ struct Epilogue {
   const void* residual = nullptr;  // N K P Q
   void* preactivation = nullptr;   // N K P Q: what the activation was applied to, rounded, for the backward
   Activation activation = Activation::kNone;
-  float negative_slope = 0;  // of leaky_relu, not negative
+  NegativeSlope negative_slope;
 };
 
 // What dgrad and wgrad do to an element of the output gradient as they load it: dy becomes
@@ -54,7 +67,7 @@ struct Epilogue {
 struct GradActivation {
   const void* saved = nullptr;
   Activation activation = Activation::kNone;
-  float negative_slope = 0;
+  NegativeSlope negative_slope;
 };
 
 // One struct for the three passes; `output` is what the pass writes.

@@ -7,7 +7,7 @@
 namespace fastcnn {
 
 void launch_split_sum(const SplitSumParams& params, cudaStream_t stream) {
-  const int64_t elements = static_cast<int64_t>(params.n) * params.c * params.h * params.w;
+  const int64_t elements = static_cast<int64_t>(params.n) * params.c * params.h * params.w + params.tail;
   if (elements == 0) return;
   if (elements >= int64_t{1} << 31) {
     throw std::runtime_error("fastcnn: a split reduction of 2^31 or more elements is not supported");

@@ -19,7 +19,7 @@ inline constexpr int kSplitSumThreads = 256;
 
 struct SplitSumKernelParams {
   SplitSumParams sum;
-  int elements = 0;
+  int elements = 0;       // of the output and the tail
   int split_threads = 1;  // a power of two
   int element_bits = 8;   // log2 of the elements per block
   FastDiv w, h, c;
@@ -57,6 +57,11 @@ __global__ void split_sum(const __grid_constant__ SplitSumKernelParams params) {
   }
 
   if (active && split_lane == 0) {
+    const int tail = static_cast<int>(element) - (params.elements - params.sum.tail);
+    if (tail >= 0) {
+      store_global(static_cast<T*>(params.sum.tail_output) + tail, from_accumulator<T>(sum));
+      return;
+    }
     int w, h, c;
     const int n = params.c.divide(params.h.divide(params.w.divide(static_cast<int>(element), w), h), c);
     const TensorView& y = params.sum.output;

@@ -39,7 +39,7 @@ def convolutions() -> None:
         pads = (padding[0], padding[0], padding[1], padding[1])
         rest = (*stride, *pads, *dilation, groups)
         name = f"x {n}x{c}x{h}x{w} w {k}x{r}x{s} groups {groups} {dtype} channels_last={last}"
-        y = ops.conv2d(x, weight, bias, *rest, "relu", False)
+        y = ops.conv2d(x, weight, bias, None, *rest, "relu", 0.0, False)
         check(f"conv2d {name}", y, F.conv2d(x, weight, bias, stride, padding, dilation, groups).relu())
         dy = torch.randn(y.shape).to(dtype=dtype, memory_format=layout)
         dx, dw, db = torch.ops.aten.convolution_backward(

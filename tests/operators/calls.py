@@ -10,7 +10,17 @@ from fastcnn import functional
 
 from .shapes import Conv, Pool
 
-ACTIVATE = {"none": lambda t: t, "relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh}
+#: torch's own functions of the fused activations; the slope is `conv2d_act`'s own default.
+ACTIVATE = {
+    "none": lambda t: t,
+    "relu": torch.relu,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "hardswish": F.hardswish,
+    "leaky_relu": lambda t: F.leaky_relu(t, 0.01),
+}
 
 
 def conv2d(case: Conv, activation: str = "none"):
@@ -22,7 +32,7 @@ def conv2d(case: Conv, activation: str = "none"):
             return functional.conv2d(
                 input, weight, bias, case.stride, padding, case.dilation, case.groups, activation=activation
             )
-        return torch.ops.fastcnn.conv2d(input, weight, bias, *case.geometry, activation, False)
+        return torch.ops.fastcnn.conv2d(input, weight, bias, None, *case.geometry, activation, 0.01, False)
 
     return call
 

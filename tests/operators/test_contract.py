@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch.autograd import gradcheck, gradgradcheck
 
 from fastcnn import functional, ops
+from fastcnn._checks import ACTIVATIONS
 from fastcnn._shapes import conv_channels_last, memory_format, suggests_channels_last
 
 from .operands import LAYOUTS, distinct, integers, normal
@@ -28,13 +29,18 @@ def samples(device: str, dtype: torch.dtype, layout: str) -> dict[str, tuple]:
     input, weight, bias = tensor(2, 4, 6, 7), tensor(6, 2, 3, 2), normal((6,), dtype, device).requires_grad_()
     channels_last = layout == "nhwc"
     output = tensor(2, 6, 3, 6)
+    residual = normal((2, 6, 3, 6), dtype, device, seed=1).requires_grad_()
+    saved = normal((2, 6, 3, 6), dtype, device, seed=2).requires_grad_()
     pooled, offsets = _ops.max_pool2d_with_offsets(input, *MAX)
     indices = _ops.max_pool2d_with_indices(input, *MAX)[1]
     adaptive, adaptive_indices = _ops.adaptive_max_pool2d(input, 3, 4)
     pooled_grad, adaptive_grad = tensor(*pooled.shape), tensor(*adaptive.shape)
     average_grad = tensor(*_ops.avg_pool2d(input, *AVG).shape)
     return {
-        "conv2d": (input, weight, bias, *CONV, "tanh", False),
+        "conv2d": (input, weight, bias, residual, *CONV, "silu", 0.0, False),
+        "conv2d_with_preactivation": (input, weight, bias, residual, *CONV, "gelu", 0.0, False),
+        "conv2d_act_dgrad": (output, saved, weight, 6, 7, *CONV, "gelu", 0.0, channels_last, False),
+        "conv2d_act_wgrad": (output, saved, input, 3, 2, *CONV, "silu", 0.0, True, channels_last, False),
         "conv2d_dgrad": (output, weight, 6, 7, *CONV, channels_last, False),
         "conv2d_wgrad": (output, input, 3, 2, *CONV, channels_last, False),
         "conv2d_bias_grad": (output,),
@@ -77,7 +83,7 @@ def test_derivatives(backend, name):
         for i, tensor in zip(differentiable, tensors, strict=True):
             full[i] = tensor
         result = op(*full)
-        return result[0] if isinstance(result, tuple) else result
+        return tuple(r for r in result if r.is_floating_point()) if isinstance(result, tuple) else result
 
     tensors = tuple(arguments[i].detach().requires_grad_() for i in differentiable)
     assert gradcheck(function, tensors, fast_mode=True)
@@ -86,9 +92,6 @@ def test_derivatives(backend, name):
 
 FUNCTIONS = {
     "conv2d": lambda x, w: functional.conv2d(x, w, None, (2, 1), 1, (1, 2), 2),
-    "conv2d-relu": lambda x, w: functional.conv2d(x, w, None, 1, 0, 1, 2, activation="relu"),
-    "conv2d-sigmoid": lambda x, w: functional.conv2d(x, w, None, 1, 0, 1, 2, activation="sigmoid"),
-    "conv2d-tanh": lambda x, w: functional.conv2d(x, w, None, 1, 0, 1, 2, activation="tanh"),
     "max_pool2d": lambda x, w: functional.max_pool2d(x, 3, 2, 1, 2),
     "max_pool2d-indices": lambda x, w: functional.max_pool2d(x, 3, 2, 1, return_indices=True)[0],
     "avg_pool2d": lambda x, w: functional.avg_pool2d(x, 3, 2, 1, count_include_pad=False),
@@ -106,6 +109,24 @@ def test_derivatives_through_functional(backend, name):
     function = FUNCTIONS[name]
     for check in (gradcheck, gradgradcheck):
         assert check(lambda x, w=weight: function(x, w), tensors, fast_mode=True)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS[1:])
+@pytest.mark.parametrize("added", [False, True], ids=["plain", "residual"])
+def test_derivatives_of_activations(backend, activation, added):
+    """The eager fast path with every activation; weights of both signs, on both sides of every kink."""
+    tensors = [
+        normal(shape, torch.float64, backend.device, seed=seed).requires_grad_()
+        for seed, shape in enumerate([(1, 2, 4, 3), (4, 1, 2, 2), (4,), (1, 4, 3, 2)])
+    ]
+
+    def function(input, weight, bias, residual=None):
+        options = {"activation": activation, "residual": residual, "negative_slope": 0.3}
+        return functional.conv2d_act(input, weight, bias, groups=2, **options)
+
+    tensors = tuple(tensors if added else tensors[:3])
+    assert gradcheck(function, tensors, fast_mode=True)
+    assert gradgradcheck(function, tensors, fast_mode=True)
 
 
 def test_third_derivative(backend):
@@ -142,7 +163,7 @@ def test_ten_runs_give_the_same_bits(backend, name):
 def test_conv2d_output_strides_follow_torch(backend, case, input_layout, weight_layout):
     input = LAYOUTS[input_layout](integers(case.input, torch.float32, backend.device))
     weight = LAYOUTS[weight_layout](integers(case.weight, torch.float32, backend.device))
-    got = _ops.conv2d(input, weight, None, *case.geometry, "none", False)
+    got = _ops.conv2d(input, weight, None, None, *case.geometry, "none", 0.0, False)
     assert got.is_contiguous(memory_format=memory_format(conv_channels_last(input, weight)))
     if input_layout in ("nchw", "nhwc") and weight_layout in ("nchw", "nhwc"):
         padding = (case.padding[0], case.padding[2])
@@ -203,7 +224,7 @@ def test_empty_batch(backend, case):
     weight = torch.ones(case.weight, device=backend.device, requires_grad=True)
     bias = torch.ones(case.out_channels, device=backend.device, requires_grad=True)
     through_functional = functional.conv2d(input, weight, bias, groups=case.groups)
-    through_operator = _ops.conv2d(input, weight, bias, *case.geometry, "relu", False)
+    through_operator = _ops.conv2d(input, weight, bias, None, *case.geometry, "relu", 0.0, False)
     for output in (through_functional, through_operator):
         assert output.shape == (0, case.out_channels, 3, 4)
         grads = torch.autograd.grad(output.sum(), (input, weight, bias))

@@ -149,12 +149,12 @@ def test_unknown_activation(backend):
         torch.ones(1, 1, 3, 3, device=backend.device),
         torch.ones(1, 1, 1, 1, device=backend.device),
     )
-    with pytest.raises(ValueError, match="'gelu'"):
-        functional.conv2d(image, weight, activation="gelu")
-    with pytest.raises(ValueError, match="'gelu'"):
-        fnn.ConvAct2d(1, 1, 1, activation="gelu")
+    with pytest.raises(ValueError, match="'swish'"):
+        functional.conv2d(image, weight, activation="swish")
+    with pytest.raises(ValueError, match="'swish'"):
+        fnn.ConvAct2d(1, 1, 1, activation="swish")
     with pytest.raises(RuntimeError, match="activation"):
-        torch.ops.fastcnn.conv2d(image, weight, None, 1, 1, 0, 0, 0, 0, 1, 1, 1, "gelu", False)
+        torch.ops.fastcnn.conv2d(image, weight, None, None, 1, 1, 0, 0, 0, 0, 1, 1, 1, "swish", 0.0, False)
 
 
 def test_other_device(kernels_on_cuda):
@@ -174,7 +174,11 @@ AVG = (2, 2, 2, 2, 0, 0, False, True, 0)
 @pytest.mark.parametrize(
     ("name", "arguments", "says"),
     [
-        ("conv2d", ((1, 2, 4, 4), torch.int32, (2, 2, 3, 3), torch.int32, *CONV, "none", False), "float"),
+        (
+            "conv2d",
+            ((1, 2, 4, 4), torch.int32, (2, 2, 3, 3), torch.int32, *CONV, "none", 0.0, False),
+            "float",
+        ),
         ("conv2d_dgrad", ((1, 2, 2, 3), None, (2, 2, 3, 3), None, 4, 4, *CONV, False, False), "grad_output"),
         ("conv2d_wgrad", ((1, 2, 2, 3), None, (1, 2, 4, 4), None, 3, 3, *CONV, False, False), "grad_output"),
         ("conv2d_bias_grad", ((2, 3, 4), None), "grad_output"),
@@ -214,7 +218,7 @@ def test_operators_refuse_what_does_not_fit(backend, name, arguments, says):
                 argument = torch.zeros(argument, dtype=rest.pop(0) or torch.float32, device=device)
             built.append(argument)
         if name == "conv2d":
-            built.insert(2, None)
+            built[2:2] = [None, None]
         return built
 
     for device in (backend.device, "meta"):

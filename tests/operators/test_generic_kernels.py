@@ -49,7 +49,7 @@ def check(
     controls().reset()
     geometry = (stride, stride, *(padding,) * 4, dilation, dilation, groups)
     nhwc = layout == "nhwc"
-    y = OPS.conv2d(x, w, None, *geometry, "none", False)
+    y = OPS.conv2d(x, w, None, None, *geometry, "none", 0.0, False)
     dx = OPS.conv2d_dgrad(dy, w, *input_shape[2:], *geometry, nhwc, False)
     dw = OPS.conv2d_wgrad(dy, x, *weight_shape[2:], *geometry, nhwc, False)
     for got, want in ((y, expected), (dx, expected_dx), (dw, expected_dw)):
@@ -136,7 +136,7 @@ def test_thread_order_does_not_show(chip, layout):
     for seed in range(10):
         controls().set_seed(seed)
         results = (
-            OPS.conv2d(x, w, None, *geometry, "tanh", False),
+            OPS.conv2d(x, w, None, None, *geometry, "tanh", 0.0, False),
             OPS.conv2d_dgrad(dy, w, 17, 13, *geometry, False, False),
             OPS.conv2d_wgrad(dy, x, 3, 3, *geometry, False, False),
         )
@@ -184,7 +184,7 @@ def test_channel_slices(chip, channels, filters, memory_channels, first):
 
     def results(x, w, dy):
         return (
-            OPS.conv2d(x, w, None, *geometry, "none", False),
+            OPS.conv2d(x, w, None, None, *geometry, "none", 0.0, False),
             OPS.conv2d_dgrad(dy, w, 5, 4, *geometry, False, False),
             OPS.conv2d_wgrad(dy, x, 3, 3, *geometry, False, False),
         )
@@ -216,8 +216,8 @@ def test_images_more_than_two_to_the_31_elements_apart(chip):
     far_x, far_dy = far_images(x), far_images(dy)
     for near, far in (
         (
-            OPS.conv2d(x, w, None, *geometry, "none", False),
-            OPS.conv2d(far_x, w, None, *geometry, "none", False),
+            OPS.conv2d(x, w, None, None, *geometry, "none", 0.0, False),
+            OPS.conv2d(far_x, w, None, None, *geometry, "none", 0.0, False),
         ),
         (
             OPS.conv2d_dgrad(dy, w, 5, 4, *geometry, False, False),
@@ -273,7 +273,7 @@ def test_pointwise_weights_are_read_16_bytes_at_a_time(chip):
     w = integers(32, 32, 1, 1, dtype=torch.float32, seed=2)
     assert w.stride() == (32, 1, 1, 1)
     controls().reset()
-    y = OPS.conv2d(x, w, None, 1, 1, 0, 0, 0, 0, 1, 1, 1, "none", False)
+    y = OPS.conv2d(x, w, None, None, 1, 1, 0, 0, 0, 0, 1, 1, 1, "none", 0.0, False)
     assert torch.equal(y, F.conv2d(x, w))
     assert launched()[0]["global_loads"][4] == 0
 
@@ -295,11 +295,11 @@ def test_a_kernel_past_32_bits_is_refused(chip, input_shape, weight_shape, group
     x = torch.zeros(1, 1, 1, 1).expand(*input_shape, 65536, 65536)
     w = torch.zeros(1, 1, 1, 1).expand(*weight_shape, 65536, 65536)
     with pytest.raises(RuntimeError, match="more than kernels can index"):
-        OPS.conv2d(x, w, None, 1, 1, 0, 0, 0, 0, 1, 1, groups, "none", False)
+        OPS.conv2d(x, w, None, None, 1, 1, 0, 0, 0, 0, 1, 1, groups, "none", 0.0, False)
 
 
 def test_out_of_memory_says_so(chip):
     x = torch.zeros(1, 1, 1, 1).expand(1 << 20, 1, 64, 64)
     w = torch.zeros(1, 1, 1, 1).expand(1 << 20, 1, 1, 1)
     with pytest.raises(RuntimeError, match=r"out of memory: .* \[1048576, 1048576, 64, 64\]"):
-        OPS.conv2d(x, w, None, 1, 1, 0, 0, 0, 0, 1, 1, 1, "none", False)
+        OPS.conv2d(x, w, None, None, 1, 1, 0, 0, 0, 0, 1, 1, 1, "none", 0.0, False)

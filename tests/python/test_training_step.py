@@ -13,9 +13,8 @@ from fastcnn import models
 SIDE, CLASSES = 22, 4
 OPERATORS = {
     "conv2d",
-    "conv2d_dgrad",
-    "conv2d_wgrad",
-    "conv2d_bias_grad",
+    "conv2d_act_dgrad",
+    "conv2d_act_wgrad",
     "max_pool2d_with_offsets",
     "max_pool2d_backward",
 }

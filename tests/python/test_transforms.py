@@ -115,7 +115,9 @@ def test_autocast(backend, dtype):
         assert functional.max_pool2d(input, 2).dtype == torch.float32
         assert functional.avg_pool2d(output, 2).dtype == dtype
         with torch.no_grad():
-            raw = _ops.conv2d(input, model[0].weight, model[0].bias, 1, 1, 1, 1, 1, 1, 1, 1, 1, "none", False)
+            raw = _ops.conv2d(
+                input, model[0].weight, model[0].bias, None, 1, 1, 1, 1, 1, 1, 1, 1, 1, "none", 0.0, False
+            )
             assert torch.equal(raw, output)
         double = functional.conv2d(input.double(), model[0].weight.double())
         assert double.dtype == torch.float64
