@@ -113,7 +113,7 @@ def activation_problem(activation: str, negative_slope: float) -> str | None:
     """What is wrong with an activation, in words."""
     if activation not in ACTIVATIONS:
         return f"activation must be one of {', '.join(ACTIVATIONS)}, but is {activation!r}"
-    if not 0 <= negative_slope < float("inf"):
+    if activation == "leaky_relu" and not 0 <= negative_slope < float("inf"):
         return f"negative_slope must be finite and not negative, but is {negative_slope}"
     return None
 

@@ -133,7 +133,7 @@ def conv2d_act(
             "leaky_relu", each as torch's function of that name, NaN and infinities included.
         residual: of the result's size (it is not broadcast), in the dtype of `input`, or None. Where it does
             not lie in memory as the result does, it is copied first.
-        negative_slope: of leaky_relu; finite and not negative.
+        negative_slope: of leaky_relu, finite and not negative; the others leave it alone.
 
     Returns:
         ``(N, K, P, Q)``, or without N where `input` is; layout, accumulation, TF32 and autocast as `conv2d`.
@@ -205,7 +205,9 @@ def _convolve(
         pad_h, pad_w = pair(op, "padding", padding)
         sides = (pad_h, pad_h, pad_w, pad_w)
     conv = (stride_h, stride_w, *sides, dilation_h, dilation_w, single(op, "groups", groups))
-    output = _conv2d(input, weight, bias, residual, conv, activation, negative_slope)
+    # A slope that nobody reads would still be a symbol to torch.compile.
+    slope = negative_slope if activation == "leaky_relu" else 0.0
+    output = _conv2d(input, weight, bias, residual, conv, activation, slope)
     return output.squeeze(0) if unbatched else output
 
 

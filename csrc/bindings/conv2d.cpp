@@ -84,7 +84,7 @@ std::tuple<Tensor, std::optional<Tensor>> fprop(const char* op, const Tensor& in
   params.dtype = dtype_of(input, op, "input");
   params.problem = checked_problem(op, shape_of(input), shape_of(weight), geometry);
   params.epilogue.activation = activation_named(op, activation);
-  params.epilogue.negative_slope = checked_slope(op, negative_slope);
+  params.epilogue.negative_slope = checked_slope(op, params.epilogue.activation, negative_slope);
   std::optional<Tensor> dense_bias, laid_residual, preactivation;
   if (bias.has_value()) {
     check_same_dtype(*bias, "bias", input, "input", op);
@@ -145,7 +145,7 @@ class LoadedGrad {
              const std::string& activation, double negative_slope)
       : grad_(grad_output), saved_(saved) {
     activation_.activation = activation_named(op, activation);
-    activation_.negative_slope = checked_slope(op, negative_slope);
+    activation_.negative_slope = checked_slope(op, activation_.activation, negative_slope);
     if (!saved.has_value()) return;
     check_same_dtype(*saved, "saved", grad_output, "grad_output", op);
     check_same_device(*saved, "saved", grad_output, "grad_output", op);

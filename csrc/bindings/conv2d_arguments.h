@@ -146,8 +146,8 @@ inline Activation activation_named(const char* op, const std::string& name) {
   fail(op, ": activation must be one of ", allowed, ", but is '", name, "'");
 }
 
-inline NegativeSlope checked_slope(const char* op, double slope) {
-  if (!(slope >= 0 && slope <= std::numeric_limits<double>::max())) {
+inline NegativeSlope checked_slope(const char* op, Activation activation, double slope) {
+  if (activation == Activation::kLeakyRelu && !(slope >= 0 && slope <= std::numeric_limits<double>::max())) {
     fail(op, ": negative_slope must be finite and not negative, but is ", slope);
   }
   return slope;

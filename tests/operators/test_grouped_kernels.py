@@ -106,7 +106,7 @@ def torchs(case: Conv, x, w, bias, dy) -> tuple[torch.Tensor, ...]:
 def results(case: Conv, x, w, bias, dy) -> tuple[torch.Tensor, ...]:
     nhwc = x.stride(1) == 1
     return (
-        OPS.conv2d(x, w, bias, *case.geometry, "none", False),
+        OPS.conv2d(x, w, bias, None, *case.geometry, "none", 0.0, False),
         OPS.conv2d_dgrad(dy, w, *case.input[2:], *case.geometry, nhwc, False),
         OPS.conv2d_wgrad(dy, x, *case.kernel, *case.geometry, nhwc, False),
     )
