@@ -98,4 +98,20 @@ decltype(auto) visit_dtype(DType dtype, F&& f) {
   throw std::logic_error("fastcnn: unknown DType");
 }
 
+// The same without float64, for kernels that are not built for it.
+template <class F>
+decltype(auto) visit_narrow_dtype(DType dtype, F&& f) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return std::forward<F>(f)(TypeTag<float>{});
+    case DType::kFloat16:
+      return std::forward<F>(f)(TypeTag<__half>{});
+    case DType::kBFloat16:
+      return std::forward<F>(f)(TypeTag<__nv_bfloat16>{});
+    case DType::kFloat64:
+      break;
+  }
+  throw std::logic_error("fastcnn: this kernel is not built for float64");
+}
+
 }  // namespace fastcnn

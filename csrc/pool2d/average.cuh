@@ -15,24 +15,12 @@
 #include "common/dtype.h"
 #include "common/memory.cuh"
 #include "pool2d/axis.cuh"
+#include "pool2d/divisor.cuh"
 #include "pool2d/problem.h"
 #include "pool2d/sum.cuh"
 #include "pool2d/walk.cuh"
 
 namespace fastcnn {
-
-// A window's length along one axis, as its divisor counts it.
-__device__ inline int divisor_length(const Pool2dParams& params, const PoolAxis& axis, int output_index) {
-  if (params.count_include_pad && !params.adaptive) return axis.padded_count(output_index);
-  return axis.window(output_index).count;
-}
-
-template <class Acc>
-__device__ inline Acc divisor(const Pool2dParams& params, int p, int q) {
-  if (params.divisor_override != 0) return static_cast<Acc>(params.divisor_override);
-  return static_cast<Acc>(static_cast<int64_t>(divisor_length(params, params.rows, p)) *
-                          divisor_length(params, params.columns, q));
-}
 
 template <class T, int V, bool kSplit>
 __global__ void __launch_bounds__(kSplit ? kPoolSplitThreads : kPoolThreads, kSplit ? 2 : 4)

@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "common/fastdiv.h"
+#include "pool2d/problem.h"
 
 namespace fastcnn {
 
@@ -53,7 +54,9 @@ class PoolAxis {
   }
 
   __host__ __device__ int input() const { return input_; }
+  __host__ __device__ int output() const { return output_; }
   __host__ __device__ int kernel() const { return kernel_; }
+  __host__ __device__ int pad() const { return pad_; }
   __host__ __device__ int dilation() const { return dilation_; }
 
   // A window without any valid tap (a dilated one can step over a short input) has count 0 and starts where
@@ -142,5 +145,17 @@ class PoolAxis {
   FastDiv by_input_;
   FastDiv by_output_;
 };
+
+inline PoolAxis pool_rows(const Pool2dProblem& problem) {
+  if (problem.adaptive) return PoolAxis::adaptive(problem.h, problem.p);
+  return PoolAxis::sliding(problem.h, problem.p, problem.kernel_h, problem.stride_h, problem.pad_h,
+                           problem.dilation_h);
+}
+
+inline PoolAxis pool_columns(const Pool2dProblem& problem) {
+  if (problem.adaptive) return PoolAxis::adaptive(problem.w, problem.q);
+  return PoolAxis::sliding(problem.w, problem.q, problem.kernel_w, problem.stride_w, problem.pad_w,
+                           problem.dilation_w);
+}
 
 }  // namespace fastcnn

@@ -14,7 +14,15 @@ void launch_max_pool2d_gather(const Pool2dCall& call, const Pool2dPlan& plan, cu
 void launch_average_pool2d_fprop(const Pool2dCall& call, const Pool2dPlan& plan, cudaStream_t stream);
 void launch_average_pool2d_bprop(const Pool2dCall& call, const Pool2dPlan& plan, cudaStream_t stream);
 
-// The one of them that call.op names.
+// Strips (NHWC) and tiles (NCHW): every op but gather.
+void launch_max_pool2d_strip(const Pool2dCall& call, const Pool2dPlan& plan, cudaStream_t stream);
+void launch_average_pool2d_strip(const Pool2dCall& call, const Pool2dPlan& plan, cudaStream_t stream);
+void launch_max_pool2d_tile_fprop(const Pool2dCall& call, const Pool2dPlan& plan, cudaStream_t stream);
+void launch_max_pool2d_tile_bprop(const Pool2dCall& call, const Pool2dPlan& plan, cudaStream_t stream);
+void launch_average_pool2d_tile_fprop(const Pool2dCall& call, const Pool2dPlan& plan, cudaStream_t stream);
+void launch_average_pool2d_tile_bprop(const Pool2dCall& call, const Pool2dPlan& plan, cudaStream_t stream);
+
+// The one of them that call.op and plan.path name.
 void launch_pool2d(const Pool2dCall& call, const Pool2dPlan& plan, cudaStream_t stream);
 
 }  // namespace fastcnn

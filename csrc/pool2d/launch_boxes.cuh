@@ -17,15 +17,8 @@ namespace fastcnn {
 inline Pool2dParams make_pool2d_params(const Pool2dCall& call, const Pool2dPlan& plan) {
   const Pool2dProblem& problem = call.problem;
   Pool2dParams params;
-  if (problem.adaptive) {
-    params.rows = PoolAxis::adaptive(problem.h, problem.p);
-    params.columns = PoolAxis::adaptive(problem.w, problem.q);
-  } else {
-    params.rows = PoolAxis::sliding(problem.h, problem.p, problem.kernel_h, problem.stride_h, problem.pad_h,
-                                    problem.dilation_h);
-    params.columns = PoolAxis::sliding(problem.w, problem.q, problem.kernel_w, problem.stride_w,
-                                       problem.pad_w, problem.dilation_w);
-  }
+  params.rows = pool_rows(problem);
+  params.columns = pool_columns(problem);
   params.input = call.input;
   params.indices = call.indices;
   params.output = call.output;

@@ -83,12 +83,46 @@ bool pool2d_vectors_fit(const Pool2dCall& call) {
           view_fits(call.indices, problem, false, vector, static_cast<int>(index_bytes(call.index))));
 }
 
-Pool2dPlan plan_pool2d(const Pool2dCall& call, const Chip& chip) {
-  return plan_pool2d(call.op, call.problem, call.dtype, call.channels_last, pool2d_vectors_fit(call), chip);
+bool pool2d_planes_fit(const Pool2dCall& call) {
+  const Pool2dProblem& problem = call.problem;
+  const auto fits = [&](const TensorView& view, int h, int w) {
+    const auto steps = [](int64_t stride, int extent, int64_t dense) {
+      return extent <= 1 || stride == dense;
+    };
+    return reinterpret_cast<uintptr_t>(view.data) % 16 == 0 && steps(view.stride_w, w, 1) &&
+           steps(view.stride_h, h, w) && steps(view.stride_c, problem.c, int64_t{h} * w) &&
+           steps(view.stride_n, problem.n, int64_t{problem.c} * h * w);
+  };
+  const bool walks_input = pool2d_walks_input(call.op);
+  const TensorView& large = walks_input ? call.output : call.input;
+  const TensorView& small = walks_input ? call.input : call.output;
+  return fits(large, problem.h, problem.w) && fits(small, problem.p, problem.q) &&
+         (call.index == Pool2dIndex::kNone || fits(call.indices, problem.p, problem.q));
 }
 
-Pool2dPlan plan_pool2d(Pool2dOp op, const Pool2dProblem& problem, DType dtype, bool channels_last,
-                       bool vectors_fit, const Chip& chip) {
+int pool2d_common_kernel(const Pool2dProblem& problem) {
+  const bool plain = !problem.adaptive && problem.dilation_h == 1 && problem.dilation_w == 1 &&
+                     problem.kernel_h == problem.kernel_w && problem.stride_h == problem.stride_w;
+  const int kernel = problem.kernel_h;
+  const int stride = problem.stride_h;
+  return plain && ((kernel == 2 && stride == 2) || (kernel == 3 && (stride == 1 || stride == 2))) ? kernel
+                                                                                                  : 0;
+}
+
+Pool2dPlan plan_pool2d(const Pool2dCall& call, const Chip& chip) {
+  for (const auto& plan_path : {plan_strip_pool2d, plan_tile_pool2d}) {
+    if (const std::optional<Pool2dPlan> plan = plan_path(call, chip)) return *plan;
+  }
+  return plan_general_pool2d(call, chip);
+}
+
+Pool2dPlan plan_general_pool2d(const Pool2dCall& call, const Chip& chip) {
+  return plan_general_pool2d(call.op, call.problem, call.dtype, call.channels_last, pool2d_vectors_fit(call),
+                             chip);
+}
+
+Pool2dPlan plan_general_pool2d(Pool2dOp op, const Pool2dProblem& problem, DType dtype, bool channels_last,
+                               bool vectors_fit, const Chip& chip) {
   const bool walks_input = pool2d_walks_input(op);
   const bool adaptive = problem.adaptive;
   int64_t taps = 1;

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
 
 #include "common/chip.h"
@@ -11,7 +12,10 @@
 
 namespace fastcnn {
 
-// Threads of a block where each has its own items, and where several share one.
+// The families of kernels. Each but the first has conditions; the general one runs every call.
+enum class Pool2dPath { kGeneral, kStrip, kTile };
+
+// General kernels: threads of a block where each has its own items, and where several share one.
 constexpr int kPoolThreads = 256;
 constexpr int kPoolSplitThreads = 512;
 
@@ -20,31 +24,80 @@ constexpr size_t pool2d_split_bytes(size_t accumulator_bytes, bool places) {
   return kPoolSplitThreads * (accumulator_bytes + (places ? 2 * sizeof(int32_t) : 0));
 }
 
+// Strip kernels (strip.cuh): threads at most, rows of a ring, and how many 16-byte vectors a row of it holds:
+// what block_columns * lanes <= kStripThreads columns of windows reach, with lanes <= kStripLanes.
+constexpr int kStripThreads = 256;
+constexpr int kStripLanes = 32;
+constexpr int kStripRingRows = 4;
+constexpr int strip_fprop_row_vectors(int stride) {
+  return stride * kStripThreads + 2 * kStripLanes;
+}
+constexpr int kStripBpropRowVectors = kStripThreads + 2 * kStripLanes;
+constexpr size_t strip_fprop_bytes(int stride) {
+  return size_t{kStripRingRows} * strip_fprop_row_vectors(stride) * 16;
+}
+constexpr size_t strip_bprop_bytes(int element_bytes, bool offsets) {
+  return size_t{kStripRingRows} * kStripBpropRowVectors * (16 + (offsets ? 16 / element_bytes : 0));
+}
+
+// Tile kernels (tile.cuh): bytes of the pool's input and of its output that a block holds. `even`: the output
+// may be as large as the input.
+constexpr int kTileThreads = 256;
+constexpr int kTileLargeBytes = 16 * 1024;
+constexpr int pool2d_tile_small_bytes(bool even) {
+  return even ? kTileLargeBytes : 6 * 1024;
+}
+// Each of the three runs has room for the neighbours that share its first and last 16 bytes.
+constexpr size_t pool2d_tile_bytes(int element_bytes, bool even, bool offsets) {
+  return kTileLargeBytes + pool2d_tile_small_bytes(even) +
+         (offsets ? pool2d_tile_small_bytes(even) / element_bytes : 0) + 3 * 32;
+}
+
 struct Pool2dPlan {
+  Pool2dPath path = Pool2dPath::kGeneral;
   std::string kernel;  // the name given to the launch
   std::string tile;    // what one thread does, in words
   std::string reason;
-  int vector = 1;             // channels per thread, moved as one access
-  int threads = 1;            // per block
-  int outputs_per_block = 1;  // items (vectors of channels) that a block writes
-  int splits = 1;             // threads that share one item's window
+  int threads = 1;  // per block
   size_t shared_bytes = 0;
-  // Each launch has at most items_per_launch items, so that items can be counted in 32 bits; grid is the
-  // number of blocks for all items.
-  int64_t items = 0;
+  int64_t items = 0;  // what the pass writes, in vectors of channels
+  int64_t grid = 0;   // blocks for all items
+  // General kernels.
+  int vector = 1;             // channels per thread, moved as one access
+  int outputs_per_block = 1;  // items that a block writes
+  int splits = 1;             // threads that share one item's window
+  // Each launch has at most items_per_launch items, so that items can be counted in 32 bits.
   int64_t items_per_launch = 0;
-  int64_t grid = 0;
+  // Strips and tiles: a block's part of what the pass writes.
+  int block_planes = 0;
+  int block_rows = 0;
+  int block_columns = 0;
+  int lanes = 0;         // 16-byte vectors of channels
+  int segment_rows = 0;  // a thread's part of block_rows
 };
 
-// vectors_fit says that every tensor of the call can be read and written 16 bytes of channels at a time (see
-// pool2d_vectors_fit).
-Pool2dPlan plan_pool2d(Pool2dOp op, const Pool2dProblem& problem, DType dtype, bool channels_last,
-                       bool vectors_fit, const Chip& chip);
-
+// The plan of a call: the first path whose conditions it meets, else the general kernels.
 Pool2dPlan plan_pool2d(const Pool2dCall& call, const Chip& chip);
+
+// The general kernels, for every call. vectors_fit says that every tensor of the call can be read and written
+// 16 bytes of channels at a time (see pool2d_vectors_fit).
+Pool2dPlan plan_general_pool2d(Pool2dOp op, const Pool2dProblem& problem, DType dtype, bool channels_last,
+                               bool vectors_fit, const Chip& chip);
+Pool2dPlan plan_general_pool2d(const Pool2dCall& call, const Chip& chip);
+
+// The other paths; nothing where a condition fails.
+std::optional<Pool2dPlan> plan_strip_pool2d(const Pool2dCall& call, const Chip& chip);
+std::optional<Pool2dPlan> plan_tile_pool2d(const Pool2dCall& call, const Chip& chip);
 
 // Whether channels lie side by side in every tensor of the call, in whole 16-byte groups at aligned
 // addresses.
 bool pool2d_vectors_fit(const Pool2dCall& call);
+
+// Whether every tensor of the call is dense NCHW and starts at 16 bytes.
+bool pool2d_planes_fit(const Pool2dCall& call);
+
+// The side of square windows, undilated and not larger than 3, that the call's strides make one of the common
+// kinds 2x2/2, 3x3/2 and 3x3/1; else 0.
+int pool2d_common_kernel(const Pool2dProblem& problem);
 
 }  // namespace fastcnn

@@ -132,7 +132,7 @@ void boxes() {
     for (const bool channels_last : {false, true}) {
       for (const int kernel : {2, 6}) {  // 6 x 6 windows at stride 1 are shared by threads
         Trial trial(op, sliding(2, 4, 8, 9, kernel, 1, kernel / 2), channels_last);
-        Pool2dPlan plan = plan_pool2d(trial.call, kChip);
+        Pool2dPlan plan = plan_general_pool2d(trial.call, kChip);
         emulator::forget_launch_records();
         trial.run(plan);
         expect_equal(emulator::launch_records().size(), 1, "launches of an uncut call");
@@ -158,7 +158,7 @@ void seeds() {
   for (const Pool2dOp op : kOps) {
     for (const bool channels_last : {false, true}) {
       Trial trial(op, sliding(2, 5, 12, 11, 7, 1, 3), channels_last);
-      const Pool2dPlan plan = plan_pool2d(trial.call, kChip);
+      const Pool2dPlan plan = plan_general_pool2d(trial.call, kChip);
       if (op != Pool2dOp::kMaxGather) expect(plan.splits > 1, plan.kernel + " is not shared by threads");
       std::vector<float> first;
       std::vector<uint8_t> first_indices;
@@ -186,7 +186,7 @@ uint64_t total(const uint64_t (&accesses)[emulator::kWidths]) {
 void bytes() {
   Trial maximum(Pool2dOp::kMaxFprop, sliding(2, 16, 8, 6, 2, 2, 0), true);
   emulator::forget_launch_records();
-  maximum.run(plan_pool2d(maximum.call, kChip));
+  maximum.run(plan_general_pool2d(maximum.call, kChip));
   emulator::Counters counters = emulator::launch_records().back().counters;
   expect_equal(counters.global_loads[4], 2 * 16 * 8 * 6 / 4, "16-byte loads of a max fprop");
   expect_equal(total(counters.global_loads), counters.global_loads[4], "all loads of a max fprop");
@@ -195,7 +195,7 @@ void bytes() {
   expect_equal(total(counters.global_stores), 2 * counters.global_stores[4], "all stores of a max fprop");
 
   Trial back(Pool2dOp::kMaxBprop, sliding(2, 16, 8, 6, 2, 2, 0), true);
-  back.run(plan_pool2d(back.call, kChip));
+  back.run(plan_general_pool2d(back.call, kChip));
   counters = emulator::launch_records().back().counters;
   expect_equal(counters.global_stores[4], 2 * 16 * 8 * 6 / 4, "16-byte stores of a max bprop");
   expect_equal(counters.global_loads[4], 2 * 16 * 8 * 6 / 4, "16-byte loads of a max bprop, one per input");
@@ -203,7 +203,7 @@ void bytes() {
 
   for (const bool channels_last : {false, true}) {
     Trial global(Pool2dOp::kAverageFprop, adaptive(2, 5, 13, 11, 1, 1), channels_last);
-    const Pool2dPlan plan = plan_pool2d(global.call, kChip);
+    const Pool2dPlan plan = plan_general_pool2d(global.call, kChip);
     expect(plan.splits > 1, "a global average is one thread's work");
     global.run(plan);
     counters = emulator::launch_records().back().counters;
@@ -218,7 +218,7 @@ void plans() {
     for (const bool channels_last : {false, true}) {
       for (const int kernel : {2, 7}) {
         Trial trial(op, sliding(3, 12, 15, 9, kernel, 1, 0), channels_last);
-        const Pool2dPlan plan = plan_pool2d(trial.call, kChip);
+        const Pool2dPlan plan = plan_general_pool2d(trial.call, kChip);
         emulator::forget_launch_records();
         trial.run(plan);
         const emulator::LaunchRecord record = emulator::launch_records().back();
@@ -234,7 +234,8 @@ void plans() {
     }
   }
   const Pool2dProblem giant = adaptive(1, 3, 60000, 60000, 50000, 50000);
-  const Pool2dPlan plan = plan_pool2d(Pool2dOp::kAverageFprop, giant, DType::kFloat16, false, false, kChip);
+  const Pool2dPlan plan =
+      plan_general_pool2d(Pool2dOp::kAverageFprop, giant, DType::kFloat16, false, false, kChip);
   expect_equal(plan.items, int64_t{3} * 50000 * 50000, "items of a giant output");
   expect_equal(plan.grid, (plan.items + plan.outputs_per_block - 1) / plan.outputs_per_block, "its grid");
 }
