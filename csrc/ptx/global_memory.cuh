@@ -38,9 +38,19 @@ __device__ inline word_t<Bytes> ld_global(const void* address) {
   return __ldg(static_cast<const word_t<Bytes>*>(address));
 }
 
+// Assembly for the wide ones: of a plain assignment whose value was put together from elements, nvcc 13 makes
+// stores of 4 bytes.
 template <int Bytes>
 __device__ inline void st_global(void* address, word_t<Bytes> value) {
-  *static_cast<word_t<Bytes>*>(address) = value;
+  if constexpr (Bytes == 16) {
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(address)),
+                 "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w));
+  } else if constexpr (Bytes == 8) {
+    asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(address)), "r"(value.x),
+                 "r"(value.y));
+  } else {
+    *static_cast<word_t<Bytes>*>(address) = value;
+  }
 }
 
 }  // namespace fastcnn::ptx
