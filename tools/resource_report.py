@@ -1,11 +1,12 @@
 """Reads what ptxas said of every kernel in a build log, and fails where a kernel spills or keeps a stack.
 
     pip install -v . > build.log 2>&1
-    python tools/resource_report.py build.log
+    python tools/resource_report.py build.log --budget tools/resource_budget.toml
 
 Prints one line per kernel and architecture: registers, shared memory, stack, spilled bytes. The log has
 these where the build ran with `-Xptxas -v`, as setup.py's does. Exit status 1: a spill, a stack that
-ALLOWED_STACKS does not explain, a compiler's warning, or no kernel in the log at all.
+ALLOWED_STACKS does not explain, a compiler's warning, no kernel in the log at all, or, with --budget, a
+kernel that uses more registers or shared memory than the file allows, or that the file does not have.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import resource_budget
 
 #: Kernels (a regular expression over the demangled name) that may keep a stack frame, and why.
 ALLOWED_STACKS: dict[str, str] = {}
@@ -103,11 +106,39 @@ def table(kernels: Sequence[Kernel]) -> str:
     return "\n".join(lines)
 
 
+def check_budget(kernels: Sequence[Kernel], path: Path, update: bool, prune: bool) -> list[str]:
+    """What exceeds the file's budget; nothing after an update."""
+    if shutil.which("c++filt") is None:
+        return ["budgets go by readable names: c++filt (binutils) is needed"]
+    present = resource_budget.needed(kernels)
+    if update:
+        kept = resource_budget.read(path) if path.exists() and not prune else {}
+        resource_budget.write(path, {**kept, **present})
+        return []
+    try:
+        budget = resource_budget.read(path)
+    except (OSError, ValueError) as error:
+        return [str(error)]
+    idle = len(budget.keys() - present.keys())
+    if idle:
+        print(
+            f"resource report: {idle} budgets are of kernels that this log has not (--update-budget --prune)"
+        )
+    return resource_budget.complaints(kernels, budget)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the table and the complaints; returns the exit status."""
     parser = argparse.ArgumentParser(prog="resource_report", description=__doc__.splitlines()[0])
     parser.add_argument("log", type=Path, help="what the build printed, with -Xptxas -v")
+    parser.add_argument("--budget", type=Path, metavar="FILE", help="what each kernel may use")
+    parser.add_argument(
+        "--update-budget", action="store_true", help="write what the kernels of this log use into the file"
+    )
+    parser.add_argument("--prune", action="store_true", help="with it, drop kernels that this log has not")
     arguments = parser.parse_args(argv)
+    if (arguments.update_budget or arguments.prune) and arguments.budget is None:
+        parser.error("--update-budget and --prune need --budget FILE")
     log = arguments.log.read_text(errors="replace")
     kernels = parse(log)
     if not kernels:
@@ -123,6 +154,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if (complaint := kernel.complaint())
     ]
     complaints += warnings(log)
+    if arguments.budget is not None:
+        complaints += check_budget(kernels, arguments.budget, arguments.update_budget, arguments.prune)
     for complaint in complaints:
         print(f"resource report: {complaint}", file=sys.stderr)
     names = len({kernel.name for kernel in kernels})
