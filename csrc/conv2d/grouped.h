@@ -19,9 +19,14 @@
 namespace fastcnn {
 
 inline constexpr int kGroupedThreads = 256;
-inline constexpr int kGroupedArenaBytes = 72 * 1024;  // three blocks an SM of 227 KB, one of 99 KB
+inline constexpr int kGroupedArenaBytes = 70 * 1024;  // with tables, three blocks an SM of 228 KB, one of 100
 inline constexpr int kGroupedMaxTaps = 32;            // of an axis, and phases of a stride
-inline constexpr int kGroupedMaxSlots = 512;          // pixels of a tile
+inline constexpr int kGroupedWgradSlots = 256;        // pixels of a tile of wgrad
+inline constexpr int kGroupedMmaSlots = 256;          // pixels of a tile on tensor cores,
+inline constexpr int kGroupedMmaPixels = 64;          // of which a warp takes so many at a time
+inline constexpr int kGroupedMmaFilters = 64;         // of a slab, at most
+inline constexpr int kGroupedMaxChunks = 1024;        // of channels, over all taps
+inline constexpr int kGroupedMaxPhases = 16;          // of both axes, on tensor cores
 inline constexpr int kGroupedUnitTaps = 3;            // taps that one thread of wgrad sums
 
 // Pixels by channels of one slab, and where they lie in shared memory: [image][row][column][pitch] elements.
@@ -46,6 +51,7 @@ struct GroupedBox {
 struct GroupedAxis {
   int taps = 0, phases = 1;
   int start[kGroupedMaxTaps + 1] = {};  // of each phase
+  int phase[kGroupedMaxTaps] = {};
   int tap[kGroupedMaxTaps] = {};
   int offset[kGroupedMaxTaps] = {};
 };
@@ -68,6 +74,11 @@ struct GroupedImageParams {
   int weight_rows = 0;                     // tap rows in shared memory at a time
   int filter_blocks = 1;
   int tiles = 0, tiles_per_block = 1;
+  // On tensor cores: steps of 16 reduction indices, all phases' and where each one's start; the blocks of
+  // filters in a group and of pixels in a tile.
+  int steps = 0, step_start[kGroupedMaxPhases + 1] = {};
+  int group_blocks = 1, pixel_blocks = 1;
+  FastDiv block_filters, group_block_div;
   bool weight_channels_inner = false;
   bool vector_store = false;
   FastDiv slabs, tiles_h, tiles_w, tile_columns, tile_pixels;
@@ -100,7 +111,8 @@ struct GroupedWgradParams {
 struct GroupedPlan {
   GroupedImageParams image;  // fprop and dgrad, but for addresses
   GroupedWgradParams wgrad;
-  int filter_run = 4;  // filters per thread of fprop and dgrad
+  bool tensor_cores = false;
+  int filter_run = 4;  // filters per thread of fprop and dgrad; per warp on tensor cores
   int splits = 1;
   int64_t grid = 0;
   int threads = 0;
@@ -119,6 +131,9 @@ namespace grouped {
 // Each element type has a .cu file of its own.
 template <class T>
 void launch_image(const GroupedImageParams& params, bool dgrad, const GroupedPlan& plan, cudaStream_t stream);
+template <class T>  // __half, __nv_bfloat16
+void launch_image_mma(const GroupedImageParams& params, bool dgrad, const GroupedPlan& plan,
+                      cudaStream_t stream);
 template <class T>
 void launch_wgrad(const GroupedWgradParams& params, const GroupedPlan& plan, cudaStream_t stream);
 }  // namespace grouped

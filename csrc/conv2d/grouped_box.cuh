@@ -3,8 +3,9 @@
 // Walk: an item is one 16-byte vector of neighbouring channels in shared memory. It is loaded as one access
 // where channels lie side by side and aligned, as two where only half as well aligned, else element by
 // element; then neighbouring threads take neighbouring pixels where those lie closer than channels (NCHW), so
-// that a warp's loads fall together. Channels past the tensor's last and pixels outside the image are zeros.
-// The pitch is an odd number of 16-byte vectors: neighbouring pixels start in different banks.
+// that a warp's loads fall together. What needs no arithmetic is copied by cp.async: a whole box in flight.
+// Channels past the tensor's last and pixels outside the image are zeros. The pitch is an odd number of
+// 16-byte vectors: neighbouring pixels start in different banks.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -13,6 +14,7 @@
 #include "common/shared.cuh"
 #include "conv2d/grad_activation.cuh"
 #include "conv2d/grouped.h"
+#include "ptx/cp_async.cuh"
 
 namespace fastcnn::grouped {
 
@@ -63,6 +65,7 @@ __device__ inline void bring_box(SharedArray<T, N>& arena, int arena_start, cons
   const int first_channel = slab * box.slab_channels;
   const int last_channel = min(first_channel + box.slab_channels, box.channels);
   const T* const data = static_cast<const T*>(box.view.data);
+  const bool copies = box.access == V && (!IsGrad || box.activation.saved == nullptr);
   const int items = box.vectors.divisor() * box.pixels.divisor();
 #pragma unroll 2
   for (int item = threadIdx.x; item < items; item += blockDim.x) {
@@ -82,8 +85,17 @@ __device__ inline void bring_box(SharedArray<T, N>& arena, int arena_start, cons
                         static_cast<unsigned>(w) < static_cast<unsigned>(box.image_w);
     const int64_t offset =
         n * box.view.stride_n + h * box.view.stride_h + w * box.view.stride_w + channel * box.view.stride_c;
-    arena.template store_vector<V>(arena_start + pixel * box.pitch + vector * V,
-                                   load_item<T, IsGrad>(box, data, offset, inside, last_channel - channel));
+    const int at = arena_start + pixel * box.pitch + vector * V;
+    if (copies) {
+      ptx::cp_async<16>(arena.address(at), data + offset, inside && channel < last_channel);
+    } else {
+      arena.template store_vector<V>(at,
+                                     load_item<T, IsGrad>(box, data, offset, inside, last_channel - channel));
+    }
+  }
+  if (copies) {
+    ptx::cp_async_commit();
+    ptx::cp_async_wait<0>();
   }
 }
 

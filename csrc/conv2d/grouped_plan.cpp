@@ -12,7 +12,7 @@ namespace {
 constexpr int kMostWarps = kGroupedThreads / 32;
 constexpr int kWarpSlots = 128;    // pixels that a warp of fprop and dgrad computes
 constexpr int kSlabChannels = 32;  // of the wider of the two tensors, unless a group alone is wider
-constexpr int kWgradSlots = 256;
+constexpr int kMmaSlabChannels = kGroupedMmaFilters;
 constexpr int64_t kMostWorkspace = int64_t{64} << 20;
 constexpr int64_t kMostIndex = int64_t{1} << 30;
 
@@ -125,6 +125,7 @@ GroupedAxis backward_axis(int taps, int size, int stride, int pad, int dilation,
       const int distance = phase + pad - r * dilation;
       if (distance % stride != 0) continue;
       axis.tap[at] = r;
+      axis.phase[at] = phase;
       axis.offset[at] = distance / stride;
       first = at == 0 ? axis.offset[at] : std::min(first, axis.offset[at]);
       ++at;
@@ -158,12 +159,19 @@ const char* access_text(const GroupedBox& box, DType dtype) {
   return box.access > 1 ? "8-byte loads" : "one element per load, lanes along the closest axis";
 }
 
-std::optional<GroupedPlan> plan_image(Conv2dPass pass, const Conv2dParams& params, const Chip& chip) {
+// Groups, taps and box of fprop or dgrad, the same for both kernels. Leaves the tile open.
+struct ImageShape {
+  GroupedImageParams image;
+  Reach reach_h, reach_w;
+  int64_t slabs = 0;
+  int height = 0, width = 0;  // pixels of a phase
+};
+
+ImageShape image_shape(Conv2dPass pass, const Conv2dParams& params, int slab_groups) {
   const Conv2dProblem& problem = params.problem;
   const bool dgrad = pass == Conv2dPass::kDgrad;
-  const int bytes = dtype_size(params.dtype);
-  GroupedPlan plan;
-  GroupedImageParams& image = plan.image;
+  ImageShape shape;
+  GroupedImageParams& image = shape.image;
   image.groups = problem.groups;
   image.group_in = dgrad ? problem.filters_per_group() : problem.channels_per_group();
   image.group_out = dgrad ? problem.channels_per_group() : problem.filters_per_group();
@@ -174,15 +182,11 @@ std::optional<GroupedPlan> plan_image(Conv2dPass pass, const Conv2dParams& param
   image.weight = params.weight;
   image.output = params.output;
   if (!dgrad) image.epilogue = params.epilogue;
-  image.slab_groups =
-      std::clamp(kSlabChannels / std::max(image.group_in, image.group_out), 1, problem.groups);
-  image.slab_out = image.slab_groups * image.group_out;
-  const int64_t slabs = ceil_div(problem.groups, image.slab_groups);
+  image.slab_groups = slab_groups;
+  image.slab_out = slab_groups * image.group_out;
+  shape.slabs = ceil_div(problem.groups, slab_groups);
+  image.slabs = FastDiv(static_cast<int>(shape.slabs));
 
-  plan.filter_run = image.group_out % 8 == 0 ? 8 : 4;
-  image.filter_blocks = image.slab_out / plan.filter_run;
-
-  Reach reach_h, reach_w;
   if (dgrad) {
     int first_h, first_w;
     image.axis_h =
@@ -192,7 +196,7 @@ std::optional<GroupedPlan> plan_image(Conv2dPass pass, const Conv2dParams& param
     image.first_h = first_h;
     image.first_w = first_w;
     image.box = make_box(params.grad, params.grad_activation, problem.n, problem.k, problem.p, problem.q,
-                         image.slab_groups * image.group_in, params.dtype);
+                         slab_groups * image.group_in, params.dtype);
   } else {
     const int step_h = box_step(problem.stride_h, problem.r, problem.dilation_h);
     const int step_w = box_step(problem.stride_w, problem.s, problem.dilation_w);
@@ -201,64 +205,139 @@ std::optional<GroupedPlan> plan_image(Conv2dPass pass, const Conv2dParams& param
     image.first_h = -problem.pad_top;
     image.first_w = -problem.pad_left;
     image.box = make_box(params.input, {}, problem.n, problem.c, problem.h, problem.w,
-                         image.slab_groups * image.group_in, params.dtype);
+                         slab_groups * image.group_in, params.dtype);
     image.box.row_step = step_h;
     image.box.column_step = step_w;
-    reach_h.pixel = problem.stride_h / step_h;
-    reach_w.pixel = problem.stride_w / step_w;
+    shape.reach_h.pixel = problem.stride_h / step_h;
+    shape.reach_w.pixel = problem.stride_w / step_w;
   }
-  reach_h.taps = span(image.axis_h);
-  reach_w.taps = span(image.axis_w);
-  image.pixel_rows = reach_h.pixel;
-  image.pixel_columns = reach_w.pixel;
+  shape.reach_h.taps = span(image.axis_h);
+  shape.reach_w.taps = span(image.axis_w);
+  image.pixel_rows = shape.reach_h.pixel;
+  image.pixel_columns = shape.reach_w.pixel;
+  shape.height = static_cast<int>(ceil_div(image.out_h, image.axis_h.phases));
+  shape.width = static_cast<int>(ceil_div(image.out_w, image.axis_w.phases));
+  image.weight_c = FastDiv(problem.channels_per_group());
+  image.weight_k = FastDiv(problem.filters_per_group());
+  return shape;
+}
 
-  // All weights of the slab stay in shared memory if they leave half of it to pixels, else some tap rows do.
+// What follows from the tile. False where there are more blocks than can be counted.
+bool set_tile(const ImageShape& shape, const Tile& tile, Conv2dPass pass, const Conv2dParams& params,
+              const Chip& chip, GroupedPlan& plan) {
+  const Conv2dProblem& problem = params.problem;
+  const bool dgrad = pass == Conv2dPass::kDgrad;
+  GroupedImageParams& image = plan.image;
+  image.tile_n = tile.n;
+  image.tile_h = tile.h;
+  image.tile_w = tile.w;
+  image.tile_step_h = dgrad ? tile.h : tile.h * problem.stride_h;
+  image.tile_step_w = dgrad ? tile.w : tile.w * problem.stride_w;
+  size_box(image.box, tile.n, shape.reach_h.rows(tile.h), shape.reach_w.rows(tile.w));
+  image.tile_columns = FastDiv(tile.w);
+  image.tile_pixels = FastDiv(tile.h * tile.w);
+  image.tiles_h = FastDiv(static_cast<int>(ceil_div(shape.height, tile.h)));
+  image.tiles_w = FastDiv(static_cast<int>(ceil_div(shape.width, tile.w)));
+  if (tile.count > kMostIndex) return false;
+  image.tiles = static_cast<int>(tile.count);
+  // Two rounds of three blocks an SM, if there is as much to do: a block's weights serve all of its tiles.
+  const int64_t per_block = ceil_div(tile.count * shape.slabs, 6 * int64_t{chip.sm_count});
+  image.tiles_per_block = static_cast<int>(per_block);
+  plan.grid = shape.slabs * ceil_div(tile.count, per_block);
+  plan.shared_bytes = kGroupedArenaBytes;
+  plan.tile = tile_text(tile.n, tile.h, tile.w, image.slab_groups);
+  plan.reason = std::string("4 to 32 channels a group: several groups a block, pixels in shared memory, ") +
+                access_text(image.box, params.dtype) + (plan.tensor_cores ? ", tensor cores" : ", FMA units");
+  return plan.grid <= kMostIndex;
+}
+
+std::optional<GroupedPlan> plan_image(Conv2dPass pass, const Conv2dParams& params, const Chip& chip) {
+  const Conv2dProblem& problem = params.problem;
+  const int bytes = dtype_size(params.dtype);
+  const int widest = std::max(problem.channels_per_group(), problem.filters_per_group());
+  const ImageShape shape = image_shape(pass, params, std::clamp(kSlabChannels / widest, 1, problem.groups));
+  GroupedPlan plan;
+  plan.image = shape.image;
+  GroupedImageParams& image = plan.image;
+  plan.filter_run = image.group_out % 8 == 0 ? 8 : 4;
+  image.filter_blocks = image.slab_out / plan.filter_run;
+
+  // All weights of the slab stay in shared memory if they leave much of it to pixels, else some tap rows do.
   const int64_t arena = kGroupedArenaBytes / bytes;
   const int64_t weight_row = int64_t{image.axis_w.taps} * image.group_in * image.slab_out;
-  image.weight_rows = static_cast<int>(std::min<int64_t>(image.axis_h.taps, arena / 2 / weight_row));
+  image.weight_rows = static_cast<int>(std::min<int64_t>(image.axis_h.taps, arena * 9 / 16 / weight_row));
   if (image.weight_rows == 0) return std::nullopt;
   const int64_t capacity = (arena - image.weight_rows * weight_row) / image.box.pitch;
 
-  const int height = static_cast<int>(ceil_div(image.out_h, image.axis_h.phases));
-  const int width = static_cast<int>(ceil_div(image.out_w, image.axis_w.phases));
   std::optional<Tile> tile;
   int pixel_warps = std::min(4, kMostWarps / image.filter_blocks);
   for (;; pixel_warps /= 2) {
-    tile = choose_tile(problem.n, height, width, pixel_warps * kWarpSlots, capacity, reach_h, reach_w);
-    if (pixel_warps == 1 || (tile && tile->count * slabs >= 2 * chip.sm_count)) break;
+    tile = choose_tile(problem.n, shape.height, shape.width, pixel_warps * kWarpSlots, capacity,
+                       shape.reach_h, shape.reach_w);
+    if (pixel_warps == 1 || (tile && tile->count * shape.slabs >= 2 * chip.sm_count)) break;
   }
-  if (!tile || tile->count > kMostIndex) return std::nullopt;
-
-  image.tile_n = tile->n;
-  image.tile_h = tile->h;
-  image.tile_w = tile->w;
-  image.tile_step_h = dgrad ? tile->h : tile->h * problem.stride_h;
-  image.tile_step_w = dgrad ? tile->w : tile->w * problem.stride_w;
-  size_box(image.box, tile->n, reach_h.rows(tile->h), reach_w.rows(tile->w));
-  image.tile_columns = FastDiv(tile->w);
-  image.tile_pixels = FastDiv(tile->h * tile->w);
-  image.tiles_h = FastDiv(static_cast<int>(ceil_div(height, tile->h)));
-  image.tiles_w = FastDiv(static_cast<int>(ceil_div(width, tile->w)));
-  image.tiles = static_cast<int>(tile->count);
-  // Two rounds of three blocks an SM, if there is as much to do: a block's weights serve all of its tiles.
-  image.tiles_per_block = static_cast<int>(ceil_div(tile->count * slabs, 6 * int64_t{chip.sm_count}));
-  image.slabs = FastDiv(static_cast<int>(slabs));
+  if (!tile || !set_tile(shape, *tile, pass, params, chip, plan)) return std::nullopt;
   image.weight_channels_inner = params.weight.stride_c == 1 && problem.r * problem.s > 1;
   image.weight_s = FastDiv(image.axis_w.taps);
   image.weight_r = FastDiv(image.weight_rows);
-  image.weight_c = FastDiv(problem.channels_per_group());
-  image.weight_k = FastDiv(problem.filters_per_group());
   image.vector_store = channels_align(params.output, problem.n, image.out_h, image.out_w,
                                       std::min(plan.filter_run, 16 / bytes), bytes);
-
-  plan.grid = slabs * ceil_div(tile->count, image.tiles_per_block);
-  if (plan.grid > kMostIndex) return std::nullopt;
   plan.threads = 32 * image.filter_blocks * pixel_warps;
-  plan.shared_bytes = kGroupedArenaBytes;
-  plan.tile = tile_text(tile->n, tile->h, tile->w, image.slab_groups);
-  plan.reason = std::string("4 to 32 channels a group: several groups a block, pixels in shared memory, ") +
-                access_text(image.box, params.dtype);
   return plan;
+}
+
+// Half precision on tensor cores. Nothing where the weights of a group, or the tables of taps, are too many.
+std::optional<GroupedPlan> plan_image_mma(Conv2dPass pass, const Conv2dParams& params, const Chip& chip) {
+  const Conv2dProblem& problem = params.problem;
+  const int64_t arena = kGroupedArenaBytes / 2;
+  const int widest = std::max(problem.channels_per_group(), problem.filters_per_group());
+  for (int slab_groups = std::clamp(kMmaSlabChannels / widest, 1, problem.groups); slab_groups > 0;
+       slab_groups /= 2) {
+    const ImageShape shape = image_shape(pass, params, slab_groups);
+    GroupedPlan plan;
+    plan.tensor_cores = true;
+    plan.image = shape.image;
+    GroupedImageParams& image = plan.image;
+    const int phases_h = image.axis_h.phases, phases_w = image.axis_w.phases;
+    if (phases_h * phases_w > kGroupedMaxPhases) return std::nullopt;
+    for (int phase = 0; phase < phases_h * phases_w; ++phase) {
+      const int h = phase / phases_w, w = phase % phases_w;
+      const int64_t taps = int64_t{image.axis_h.start[h + 1] - image.axis_h.start[h]} *
+                           (image.axis_w.start[w + 1] - image.axis_w.start[w]);
+      image.step_start[phase] = image.steps;
+      image.steps += static_cast<int>(ceil_div(taps * image.group_in, 16));
+    }
+    image.step_start[phases_h * phases_w] = image.steps;
+    if (image.steps * 16 / (image.group_in % 8 == 0 ? 8 : 4) > kGroupedMaxChunks) return std::nullopt;
+
+    // 20 and 24 filters are three blocks of 8, not one of 32.
+    const int columns = static_cast<int>(ceil_div(image.group_out, 8));
+    const int most = image.group_in % 8 == 0 ? 32 : 16;
+    plan.filter_run = columns <= 2 ? 8 * columns : (columns == 3 ? 8 : most);
+    image.group_blocks = static_cast<int>(ceil_div(image.group_out, plan.filter_run));
+    image.filter_blocks = slab_groups * image.group_blocks;
+    const int64_t weights = int64_t{image.filter_blocks} * plan.filter_run * image.steps * 16;
+    const int64_t capacity = (arena - weights - 8) / image.box.pitch;
+    if (weights > arena * 3 / 4 || (weights > arena / 2 && slab_groups > 1)) continue;
+
+    std::optional<Tile> tile;
+    int slots = kGroupedMmaSlots;
+    for (;; slots /= 2) {
+      tile = choose_tile(problem.n, shape.height, shape.width, slots, capacity, shape.reach_h, shape.reach_w);
+      if (slots == kGroupedMmaPixels || (tile && tile->count * shape.slabs >= 2 * chip.sm_count)) break;
+    }
+    if (!tile) continue;
+    if (!set_tile(shape, *tile, pass, params, chip, plan)) return std::nullopt;
+    image.pixel_blocks = static_cast<int>(ceil_div(int64_t{tile->n} * tile->h * tile->w, kGroupedMmaPixels));
+    image.block_filters = FastDiv(image.filter_blocks);
+    image.group_block_div = FastDiv(image.group_blocks);
+    image.vector_store =
+        channels_align(params.output, problem.n, image.out_h, image.out_w, 8, 2) && image.group_out % 8 == 0;
+    plan.threads = kGroupedThreads;
+    plan.shared_bytes += (kGroupedMmaSlots + kGroupedMaxChunks + kGroupedMmaFilters + 8) * sizeof(int);
+    return plan;
+  }
+  return std::nullopt;
 }
 
 std::optional<GroupedPlan> plan_wgrad(const Conv2dParams& params, const Chip& chip) {
@@ -299,9 +378,9 @@ std::optional<GroupedPlan> plan_wgrad(const Conv2dParams& params, const Chip& ch
   const Reach reach_h{wgrad.pixel_rows, (problem.r - 1) * wgrad.tap_rows + 1};
   const Reach reach_w{wgrad.pixel_columns, (problem.s - 1) * wgrad.tap_columns + 1};
 
-  const int64_t arena = kGroupedArenaBytes / bytes - kWgradSlots * wgrad.dy.pitch;
-  const std::optional<Tile> tile =
-      choose_tile(problem.n, problem.p, problem.q, kWgradSlots, arena / wgrad.x.pitch, reach_h, reach_w);
+  const int64_t arena = kGroupedArenaBytes / bytes - kGroupedWgradSlots * wgrad.dy.pitch;
+  const std::optional<Tile> tile = choose_tile(problem.n, problem.p, problem.q, kGroupedWgradSlots,
+                                               arena / wgrad.x.pitch, reach_h, reach_w);
   if (!tile || tile->count > kMostIndex) return std::nullopt;
   size_box(wgrad.x, tile->n, reach_h.rows(tile->h), reach_w.rows(tile->w));
   size_box(wgrad.dy, tile->n, tile->h, tile->w);
@@ -332,7 +411,7 @@ std::optional<GroupedPlan> plan_wgrad(const Conv2dParams& params, const Chip& ch
   plan.grid = slabs * unit_tiles * plan.splits;
   if (plan.grid > kMostIndex) return std::nullopt;
   plan.threads = kGroupedThreads;
-  plan.shared_bytes = kGroupedArenaBytes + 2 * kGroupedMaxSlots * sizeof(int);
+  plan.shared_bytes = kGroupedArenaBytes + 2 * kGroupedWgradSlots * sizeof(int);
   plan.tile = tile_text(tile->n, tile->h, tile->w, wgrad.slab_groups);
   plan.reason =
       std::string("4 to 32 channels a group: several groups a block, pixels in shared memory; x in ") +
@@ -360,7 +439,11 @@ std::optional<GroupedPlan> plan_grouped(Conv2dPass pass, const Conv2dParams& par
   for (const int extent : {problem.pad_top, problem.pad_left, problem.dilation_h, problem.dilation_w}) {
     if (extent > 1 << 20) return std::nullopt;
   }
-  return pass == Conv2dPass::kWgrad ? plan_wgrad(params, chip) : plan_image(pass, params, chip);
+  if (pass == Conv2dPass::kWgrad) return plan_wgrad(params, chip);
+  if (dtype_size(params.dtype) == 2) {
+    if (std::optional<GroupedPlan> plan = plan_image_mma(pass, params, chip)) return plan;
+  }
+  return plan_image(pass, params, chip);
 }
 
 void launch_grouped(Conv2dPass pass, const Conv2dParams& params, const GroupedPlan& plan,
@@ -377,8 +460,13 @@ void launch_grouped(Conv2dPass pass, const Conv2dParams& params, const GroupedPl
   };
   if (pass != Conv2dPass::kWgrad) {
     visit([&](auto tag) {
-      grouped::launch_image<typename decltype(tag)::type>(plan.image, pass == Conv2dPass::kDgrad, plan,
-                                                          stream);
+      using T = typename decltype(tag)::type;
+      if constexpr (sizeof(T) == 2) {
+        if (plan.tensor_cores) {
+          return grouped::launch_image_mma<T>(plan.image, pass == Conv2dPass::kDgrad, plan, stream);
+        }
+      }
+      grouped::launch_image<T>(plan.image, pass == Conv2dPass::kDgrad, plan, stream);
     });
     return;
   }

@@ -25,9 +25,9 @@ inline constexpr int kStreamSums = kUnitSums + kUnit;  // and the bias gradient'
 
 template <class T>
 struct WgradShared {
-  SharedArray<T, kArena<T>> arena;             // the box of x, behind it that of dy
-  SharedArray<int, kGroupedMaxSlots> x_pixel;  // where the tile's pixels, numbered without gaps, lie
-  SharedArray<int, kGroupedMaxSlots> dy_pixel;
+  SharedArray<T, kArena<T>> arena;               // the box of x, behind it that of dy
+  SharedArray<int, kGroupedWgradSlots> x_pixel;  // where the tile's pixels, numbered without gaps, lie
+  SharedArray<int, kGroupedWgradSlots> dy_pixel;
 };
 // Over the arena, when the last tile is done.
 struct StreamShared {

@@ -121,7 +121,10 @@ def check(case: Conv, dtype: torch.dtype, layout: str) -> None:
     controls().reset()
     got = results(case, *operands)
     names = [name for name in launched() if name != "split_sum"]
-    assert names == [f"grouped_{name}" for name in PASSES]
+    # What does not fit the tables of the tensor cores' kernels, or their shared memory, goes to FMA units.
+    on_fma = {"stride-over-image": {"dgrad"}, "weights-in-parts": {"fprop", "dgrad"}}.get(case.id, set())
+    on_fma = set(PASSES) if dtype == torch.float32 else on_fma | {"wgrad"}
+    assert names == [f"grouped_{name}" + ("" if name in on_fma else "_mma") for name in PASSES]
     for name, value, expected in zip(PASSES, got, references(case, *operands), strict=True):
         assert_exact(value, expected, name)
 
@@ -242,7 +245,7 @@ def test_bytes_near_the_floor(chip, case, dtype):
             continue
         moved = launch["global_bytes_read"] + launch["global_bytes_written"]
         assert moved <= 1.3 * floor, (launch["name"], moved / floor)
-        gathered = {"fprop": [x], "dgrad": [dy], "wgrad": [x, dy]}[launch["name"].rpartition("_")[2]]
+        gathered = {"fprop": [x], "dgrad": [dy], "wgrad": [x, dy]}[launch["name"].split("_")[1]]
         wide = 16 * launch["global_loads"][16]
         assert wide >= sum(t.numel() * t.element_size() for t in gathered), launch["name"]
 

@@ -1,0 +1,4 @@
+#include "conv2d/grouped_image_mma.cuh"
+
+template void fastcnn::grouped::launch_image_mma<__half>(const GroupedImageParams&, bool, const GroupedPlan&,
+                                                         cudaStream_t);
