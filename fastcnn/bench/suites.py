@@ -280,9 +280,9 @@ def pool_rows() -> tuple[PoolRow, ...]:
     return tuple(map(_pool_row, _read("pool-shapes.csv")))
 
 
-CALLS = ("conv2d", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d")
+_CALLS = ("conv2d", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d")
 OTHER_ROWS = (
-    *(OtherRow("call_overhead", call) for call in CALLS),
+    *(OtherRow("call_overhead", f"{call} {mode}") for call in _CALLS for mode in ("forward", "backward")),
     OtherRow("small_cnn_step", "small_cnn", batch=128, image=(1, 28, 28)),
     OtherRow("small_cnn_step", "small_cnn", batch=1024, image=(1, 28, 28)),
     OtherRow("models", "resnet50", batch=128),
