@@ -9,48 +9,13 @@ is what that costs; with --device cuda it is the time until a call returns, the 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 
 from fastcnn import functional
+from fastcnn.bench.overhead import CALLS, tiny_call, tiny_operands
 from fastcnn.testing.timing import Contender, WallTimer, call_times, default_timer
-
-Call = Callable[[], object]
-
-
-def cases(device: str) -> dict[str, Callable[[object], Call]]:
-    """Each case builds, from a module of functions, the call that is timed."""
-    image = torch.randn(1, 2, 4, 4, device=device)
-    weight = torch.randn(2, 2, 3, 3, device=device)
-    bias = torch.randn(2, device=device)
-    leaves = [t.clone().requires_grad_() for t in (image, weight, bias)]
-    functions = {
-        "conv2d": (lambda m, x, w, b: m.conv2d(x, w, b, 1, 1), 3),
-        "max_pool2d": (lambda m, x: m.max_pool2d(x, 2), 1),
-        "avg_pool2d": (lambda m, x: m.avg_pool2d(x, 2), 1),
-        "adaptive_avg_pool2d": (lambda m, x: m.adaptive_avg_pool2d(x, 1), 1),
-        "adaptive_max_pool2d": (lambda m, x: m.adaptive_max_pool2d(x, 2), 1),
-    }
-    found = {}
-    for name, (function, count) in functions.items():
-        plain, tracked = (image, weight, bias)[:count], leaves[:count]
-
-        def forward(module, function=function, operands=plain) -> Call:
-            return lambda: function(module, *operands)
-
-        def recorded(module, function=function, operands=tracked) -> Call:
-            return lambda: function(module, *operands)
-
-        def backward(module, function=function, operands=tracked) -> Call:
-            along = torch.ones_like(function(module, *operands))
-            return lambda: torch.autograd.grad(function(module, *operands), operands, along)
-
-        found[f"{name}, forward"] = forward
-        found[f"{name}, forward recorded"] = recorded
-        found[f"{name}, forward and backward"] = backward
-    return found
 
 
 def main() -> None:
@@ -63,8 +28,9 @@ def main() -> None:
     timer = default_timer() if options.device == "cuda" else WallTimer()
     print(f"torch {torch.__version__}, {options.device}; median us per call over {options.rounds} rounds")
     print(f"{'call':<44}{'torch':>9}{'fastcnn':>9}{'ratio':>8}")
-    for name, build in cases(options.device).items():
-        contenders = [Contender(module.__name__, [build(module)]) for module in (F, functional)]
+    operands = tiny_operands(options.device)
+    for name in CALLS:
+        contenders = [Contender(m.__name__, [tiny_call(name, m, operands)]) for m in (F, functional)]
         times = call_times(contenders, rounds=options.rounds, most_calls=options.calls, timer=timer)
         torchs, ours = (times[contender.name].median for contender in contenders)
         print(f"{name:<44}{torchs:>9.2f}{ours:>9.2f}{ours / torchs:>8.2f}")

@@ -44,6 +44,7 @@ class Settings:
         target_ms: length of a burst of calls.
         host_rounds: samples of the host's time per call; 0 leaves it out.
         autotune: whether networks compete with torch.compile's max-autotune too.
+        without_ours: why only baselines are measured, or None: ours takes part.
     """
 
     timer: DeviceTimer
@@ -53,6 +54,7 @@ class Settings:
     pause_ms: float = 4.0
     host_rounds: int = 5
     autotune: bool = True
+    without_ours: str | None = None
 
     def protocol(self) -> dict:
         """What a record says of how its times were taken."""
@@ -151,8 +153,8 @@ def _cannot(found: dict, reason: str) -> None:
 
 def _measure(case: Case, problem: Problem, settings: Settings, found: dict) -> None:
     first = problem.operands(0)
-    ways, accuracy = _check(problem, first, found)
-    if found["wrong"]:
+    ways, accuracy = _check(problem, first, found, settings.without_ours)
+    if found["wrong"] or not ways:
         return
     sets = _sets(problem, ways, first, settings)
     contenders = _contenders(problem, ways, first, sets)
@@ -181,7 +183,9 @@ def _measure(case: Case, problem: Problem, settings: Settings, found: dict) -> N
     _conclude(case, found, times, settings.ceilings)
 
 
-def _check(problem: Problem, operands: Operands, found: dict) -> tuple[list[Way], dict[str, Errors]]:
+def _check(
+    problem: Problem, operands: Operands, found: dict, without_ours: str | None
+) -> tuple[list[Way], dict[str, Errors]]:
     """Runs every contender once on the same operands; those that are right, and how right they are.
 
     Baselines first: what they are off by is what ours is judged by.
@@ -208,6 +212,9 @@ def _check(problem: Problem, operands: Operands, found: dict) -> tuple[list[Way]
             right.append(way)
         del got
     ours = problem.ways[0]
+    if without_ours:
+        found["skipped"][OURS] = without_ours
+        return right, accuracy
     try:
         accuracy[OURS] = errors(_run(ours, operands), truth)
     except torch.OutOfMemoryError:
@@ -238,7 +245,7 @@ def _sets(problem: Problem, ways: list[Way], first: Operands, settings: Settings
     if free is None:
         return min(wanted, 2)
     layouts = len({way.layout for way in ways})
-    # Operands stay, in each layout; results live until their set comes round, in a pool that all graphs share.
+    # Operands stay, in each layout; results live until their set comes round, in a pool shared by all graphs.
     each = layouts * sizeof(first) + problem.result_bytes
     fits = int((_MEMORY_SHARE * free - 2 * problem.result_bytes) // max(1, each))
     if fits < 1:

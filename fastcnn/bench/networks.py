@@ -160,7 +160,7 @@ def find_model(name: str) -> nn.Module:
         if timm.is_model(name):
             return timm.create_model(name, pretrained=False)
     if not tried:
-        require("torchvision", "test")
+        require("torchvision", "bench")
     raise models.ModelError(
         f"there is no model {name!r} in {' or '.join(tried)}: expected one of their names (resnet50, ...) or "
         "module:function"
@@ -171,8 +171,8 @@ def _settle(network: nn.Module, row: OtherRow, device: torch.device) -> None:
     """Makes results comparable: no dropout, and running statistics that fit random weights."""
     norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     for module in network.modules():
-        for attribute in ("p", "drop_prob"):
-            if "Drop" in type(module).__name__ or "StochasticDepth" in type(module).__name__:
+        if "Drop" in type(module).__name__ or "StochasticDepth" in type(module).__name__:
+            for attribute in ("p", "drop_prob"):
                 if isinstance(getattr(module, attribute, None), float):
                     setattr(module, attribute, 0.0)
     momenta = [norm.momentum for norm in norms]
@@ -188,6 +188,9 @@ def _compiled(network: nn.Module, mode: str | None) -> Callable[[Tensor], Tensor
     """The network, or torch.compile of it: with graph breaks, as models come, for one shape."""
     if mode is None:
         return network
+    if mode == "compile_max_autotune":
+        # Tuning prints long tables unless told not to, and this is the only way to tell it from Python.
+        importlib.import_module("torch._inductor.select_algorithm").PRINT_AUTOTUNE = False
     return torch.compile(network, dynamic=False, mode=_MODES.get(mode))
 
 

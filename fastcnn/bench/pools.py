@@ -1,4 +1,4 @@
-"""Pools: ours beside torch's own kernels and torch.compile's, forward, backward, and both through autograd."""
+"""Pools: ours beside torch's own kernels and torch.compile's: forward, backward, both through autograd."""
 
 from __future__ import annotations
 

@@ -52,6 +52,10 @@ def _run(argv: Sequence[str]) -> int:
 def _dispatch(arguments) -> int:
     import torch
 
+    if arguments.command == "bench":
+        from . import bench
+
+        return bench.main(arguments)
     from . import evaluate, predict, train
 
     commands = {"train": train.main, "eval": evaluate.main, "predict": predict.main}

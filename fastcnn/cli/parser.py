@@ -30,6 +30,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_eval(commands)
     _add_predict(commands)
+    _add_bench(commands)
     commands.add_parser("info", help="versions, the compiled library, the GPU, and what falls back")
     return parser
 
@@ -136,6 +137,76 @@ def _add_predict(commands) -> None:
     parser.add_argument("--top-k", type=positive_int, default=1, metavar="K", help="the K likeliest classes")
     parser.add_argument("--json", action="store_true", help="print a JSON list, one object per file")
     _add_inference(parser)
+
+
+def _add_bench(commands) -> None:
+    parser = commands.add_parser(
+        "bench",
+        help="time the kernels beside cuDNN, ATen and torch.compile",
+        description="Time fastcnn's kernels on a GPU, side by side with cuDNN (channels_last and NCHW), ATen "
+        "and torch.compile in one run. Every result is checked before it is timed; ratios are against the "
+        "fastest of torch's ways. Nothing named: a few layers of every class, for about five minutes.",
+    )
+    group = parser.add_argument_group("what to measure")
+    group.add_argument(
+        "--suite",
+        action="append",
+        metavar="NAME",
+        help="resnet50_224, mobilenet_v2_224, pool_resnet50, ... or main, convs, pools, all; again for more",
+    )
+    group.add_argument(
+        "--conv", nargs=2, metavar=("NxCxHxW", "KxRxS"), help="one convolution: 64x128x56x56 128x3x3"
+    )
+    group.add_argument(
+        "--pool",
+        nargs=3,
+        metavar=("KIND", "NxCxHxW", "WINDOW"),
+        help="one pool: max 128x64x112x112 3x3; KIND is max, avg, adaptive_max or adaptive_avg",
+    )
+    group.add_argument(
+        "--stride", metavar="N|NxM", help="of --conv (default 1) or --pool (default: its window)"
+    )
+    group.add_argument("--padding", metavar="N|NxM", help="default 0")
+    group.add_argument("--dilation", metavar="N|NxM", help="default 1")
+    group.add_argument("--groups", type=positive_int, metavar="N", help="of --conv; default 1")
+    group.add_argument(
+        "--model",
+        metavar="NAME",
+        help="a whole model through fastcnn.convert: small_cnn, a name of torchvision's or timm's, or "
+        "module:function (its code is run)",
+    )
+    group.add_argument("--batch", type=positive_int, metavar="N", help="of --model; default 128")
+    group.add_argument("--train", action="store_true", help="of --model: a training step, not inference")
+    group.add_argument("--quick", action="store_true", help="the selection that is taken if nothing is named")
+    group = parser.add_argument_group("how")
+    group.add_argument(
+        "--dtype",
+        action="append",
+        metavar="NAME",
+        help="bf16 (default), fp16, fp32, or tf32 (float32 tensors, TF32 products); again for more",
+    )
+    group.add_argument(
+        "--layout", action="append", metavar="NAME", help="channels_last (default) or nchw; again for more"
+    )
+    group.add_argument(
+        "--pass",
+        dest="passes",
+        action="append",
+        metavar="NAME",
+        help="fprop, dgrad, wgrad, forward_backward, act, backward (pools), inference, training, ...; again "
+        "for more; default: all that a row has",
+    )
+    group.add_argument(
+        "--seconds",
+        type=positive_float,
+        metavar="X",
+        help="begin no case after this long; 300 if nothing is named",
+    )
+    group = parser.add_argument_group("results")
+    group.add_argument("--json", metavar="FILE", help="write a record, every sample in it, as the run goes")
+    group.add_argument("--csv", metavar="FILE", help="write one line per case")
+    group.add_argument("--plot", metavar="FILE.png", help="draw the ratios as sorted bars")
+    group.add_argument("--list", action="store_true", help="print what would be measured; needs no GPU")
 
 
 def _add_inference(parser: argparse.ArgumentParser) -> None:
