@@ -1,4 +1,4 @@
-"""The `fastcnn` command: train, eval, predict and info."""
+"""The `fastcnn` command: train, eval, predict, bench and info."""
 
 from .main import main
 
