@@ -28,6 +28,7 @@ inline constexpr int kGroupedMmaFilters = 64;         // of a slab, at most
 inline constexpr int kGroupedMaxChunks = 1024;        // of channels, over all taps
 inline constexpr int kGroupedMaxPhases = 16;          // of both axes, on tensor cores
 inline constexpr int kGroupedUnitTaps = 3;            // taps that one thread of wgrad sums
+inline constexpr int kGroupedUnitTiles = 9;           // (octet of channels, tap) that one warp of wgrad sums
 
 // Pixels by channels of one slab, and where they lie in shared memory: [image][row][column][pitch] elements.
 struct GroupedBox {
@@ -89,11 +90,10 @@ struct GroupedWgradParams {
   GroupedBox x, dy;
   TensorView output;
   void* bias_grad = nullptr;
-  float* partials = nullptr;       // [splits][K][C/g][R][S]; null with one split
-  float* bias_partials = nullptr;  // [splits][K]
+  float* partials = nullptr;  // of each split [K][C/g][R][S], then [K] of the bias; null with one split
   int r = 0, s = 0, taps = 0;
   int group_in = 0, group_out = 0;
-  int channels_in = 0, channels_out = 0;
+  int channels_out = 0;
   int slab_groups = 0, groups = 0;
   int out_h = 0, out_w = 0;
   int pixel_rows = 1, pixel_columns = 1;  // box rows of x from one output pixel to the next
@@ -101,11 +101,15 @@ struct GroupedWgradParams {
   int step_h = 1, step_w = 1;             // image rows of x from one output pixel to the next
   int first_h = 0, first_w = 0;
   int tiles = 0, tiles_per_block = 1;
-  int units = 0;        // of the slab: 4 filters x 4 channels x kGroupedUnitTaps taps each
+  // What a thread sums, 4 filters x 4 channels x kGroupedUnitTaps taps, or a warp on tensor cores, 16 filters
+  // x kGroupedUnitTiles.
+  int units = 0;        // of the slab
   int block_units = 0;  // of one block
-  int streams = 1;      // threads that share a unit's pixels
+  int streams = 1;      // threads (warps) that share a unit's pixels
   FastDiv slabs, unit_tiles, tiles_h, tiles_w;
-  FastDiv tap_units, channel_units, filter_units, s_div;
+  FastDiv tap_units, channel_units, filter_units;  // take a thread's unit apart
+  FastDiv unit_parts, tap_div;                     // a warp's
+  FastDiv s_div;
 };
 
 struct GroupedPlan {
@@ -136,6 +140,8 @@ void launch_image_mma(const GroupedImageParams& params, bool dgrad, const Groupe
                       cudaStream_t stream);
 template <class T>
 void launch_wgrad(const GroupedWgradParams& params, const GroupedPlan& plan, cudaStream_t stream);
+template <class T>  // __half, __nv_bfloat16
+void launch_wgrad_mma(const GroupedWgradParams& params, const GroupedPlan& plan, cudaStream_t stream);
 }  // namespace grouped
 
 }  // namespace fastcnn

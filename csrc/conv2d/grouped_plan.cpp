@@ -251,11 +251,11 @@ bool set_tile(const ImageShape& shape, const Tile& tile, Conv2dPass pass, const 
   return plan.grid <= kMostIndex;
 }
 
-std::optional<GroupedPlan> plan_image(Conv2dPass pass, const Conv2dParams& params, const Chip& chip) {
+std::optional<GroupedPlan> plan_image(Conv2dPass pass, const Conv2dParams& params, const Chip& chip,
+                                      int slab_groups) {
   const Conv2dProblem& problem = params.problem;
   const int bytes = dtype_size(params.dtype);
-  const int widest = std::max(problem.channels_per_group(), problem.filters_per_group());
-  const ImageShape shape = image_shape(pass, params, std::clamp(kSlabChannels / widest, 1, problem.groups));
+  const ImageShape shape = image_shape(pass, params, slab_groups);
   GroupedPlan plan;
   plan.image = shape.image;
   GroupedImageParams& image = plan.image;
@@ -287,12 +287,11 @@ std::optional<GroupedPlan> plan_image(Conv2dPass pass, const Conv2dParams& param
 }
 
 // Half precision on tensor cores. Nothing where the weights of a group, or the tables of taps, are too many.
-std::optional<GroupedPlan> plan_image_mma(Conv2dPass pass, const Conv2dParams& params, const Chip& chip) {
+std::optional<GroupedPlan> plan_image_mma(Conv2dPass pass, const Conv2dParams& params, const Chip& chip,
+                                          int most_slab_groups) {
   const Conv2dProblem& problem = params.problem;
   const int64_t arena = kGroupedArenaBytes / 2;
-  const int widest = std::max(problem.channels_per_group(), problem.filters_per_group());
-  for (int slab_groups = std::clamp(kMmaSlabChannels / widest, 1, problem.groups); slab_groups > 0;
-       slab_groups /= 2) {
+  for (int slab_groups = most_slab_groups; slab_groups > 0; slab_groups /= 2) {
     const ImageShape shape = image_shape(pass, params, slab_groups);
     GroupedPlan plan;
     plan.tensor_cores = true;
@@ -340,15 +339,53 @@ std::optional<GroupedPlan> plan_image_mma(Conv2dPass pass, const Conv2dParams& p
   return std::nullopt;
 }
 
-std::optional<GroupedPlan> plan_wgrad(const Conv2dParams& params, const Chip& chip) {
+// Cuts the sums of a slab into the units of threads: blocks of as many as there are threads, whole rounds of
+// threads on different pixels.
+int64_t set_thread_units(GroupedWgradParams& wgrad) {
+  const int tap_units = static_cast<int>(ceil_div(wgrad.taps, kGroupedUnitTaps));
+  wgrad.tap_units = FastDiv(tap_units);
+  wgrad.channel_units = FastDiv(wgrad.group_in / 4);
+  wgrad.filter_units = FastDiv(wgrad.group_out / 4);
+  wgrad.units = wgrad.slab_groups * (wgrad.group_out / 4) * (wgrad.group_in / 4) * tap_units;
+  const int64_t unit_tiles = ceil_div(wgrad.units, kGroupedThreads);
+  wgrad.block_units = static_cast<int>(ceil_div(wgrad.units, unit_tiles));
+  wgrad.streams = kGroupedThreads / wgrad.block_units;
+  return unit_tiles;
+}
+
+// The same for warps on tensor cores. Nothing where more than half of their products would be dropped.
+std::optional<int64_t> set_warp_units(GroupedWgradParams& wgrad) {
+  const int filters = wgrad.slab_groups * wgrad.group_out;
+  const int blocks = static_cast<int>(ceil_div(filters, 16));
+  int most_octets = 0, octets = 0;
+  for (int block = 0; block < blocks; ++block) {
+    const int first_group = block * 16 / wgrad.group_out;
+    const int last_group = std::min((block * 16 + 15) / wgrad.group_out, wgrad.slab_groups - 1);
+    const int count = ((last_group + 1) * wgrad.group_in - 1) / 8 - first_group * wgrad.group_in / 8 + 1;
+    most_octets = std::max(most_octets, count);
+    octets += count;
+  }
+  if (int64_t{octets} * 16 * 8 > int64_t{2} * filters * wgrad.group_in) return std::nullopt;
+  const int parts = static_cast<int>(ceil_div(int64_t{most_octets} * wgrad.taps, kGroupedUnitTiles));
+  wgrad.unit_parts = FastDiv(parts);
+  wgrad.tap_div = FastDiv(wgrad.taps);
+  wgrad.units = blocks * parts;
+  const int64_t unit_tiles = ceil_div(wgrad.units, kMostWarps);
+  wgrad.block_units = static_cast<int>(ceil_div(wgrad.units, unit_tiles));
+  wgrad.streams = kMostWarps / wgrad.block_units;
+  return unit_tiles;
+}
+
+std::optional<GroupedPlan> plan_wgrad(const Conv2dParams& params, const Chip& chip, bool tensor_cores,
+                                      int slab_groups) {
   const Conv2dProblem& problem = params.problem;
   const int bytes = dtype_size(params.dtype);
   GroupedPlan plan;
+  plan.tensor_cores = tensor_cores;
   GroupedWgradParams& wgrad = plan.wgrad;
   wgrad.groups = problem.groups;
   wgrad.group_in = problem.channels_per_group();
   wgrad.group_out = problem.filters_per_group();
-  wgrad.channels_in = problem.c;
   wgrad.channels_out = problem.k;
   wgrad.r = problem.r;
   wgrad.s = problem.s;
@@ -357,14 +394,27 @@ std::optional<GroupedPlan> plan_wgrad(const Conv2dParams& params, const Chip& ch
   wgrad.out_w = problem.q;
   wgrad.output = params.output;
   wgrad.bias_grad = params.bias_grad;
-  wgrad.slab_groups =
-      std::clamp(kSlabChannels / std::max(wgrad.group_in, wgrad.group_out), 1, problem.groups);
-  const int64_t slabs = ceil_div(problem.groups, wgrad.slab_groups);
+  wgrad.slab_groups = slab_groups;
+  const int64_t slabs = ceil_div(problem.groups, slab_groups);
+  wgrad.slabs = FastDiv(static_cast<int>(slabs));
+  wgrad.s_div = FastDiv(problem.s);
+
+  int64_t unit_tiles;
+  if (tensor_cores) {
+    const std::optional<int64_t> warp_tiles = set_warp_units(wgrad);
+    if (!warp_tiles) return std::nullopt;
+    // Further tiles of units read the pixels again: rather a smaller slab.
+    if (*warp_tiles > 1 && slab_groups > 1) return plan_wgrad(params, chip, true, slab_groups / 2);
+    unit_tiles = *warp_tiles;
+  } else {
+    unit_tiles = set_thread_units(wgrad);
+  }
+  wgrad.unit_tiles = FastDiv(static_cast<int>(unit_tiles));
 
   wgrad.x = make_box(params.input, {}, problem.n, problem.c, problem.h, problem.w,
-                     wgrad.slab_groups * wgrad.group_in, params.dtype);
+                     slab_groups * wgrad.group_in, params.dtype);
   wgrad.dy = make_box(params.grad, params.grad_activation, problem.n, problem.k, problem.p, problem.q,
-                      wgrad.slab_groups * wgrad.group_out, params.dtype);
+                      slab_groups * wgrad.group_out, params.dtype);
   wgrad.x.row_step = box_step(problem.stride_h, problem.r, problem.dilation_h);
   wgrad.x.column_step = box_step(problem.stride_w, problem.s, problem.dilation_w);
   wgrad.pixel_rows = problem.stride_h / wgrad.x.row_step;
@@ -378,7 +428,8 @@ std::optional<GroupedPlan> plan_wgrad(const Conv2dParams& params, const Chip& ch
   const Reach reach_h{wgrad.pixel_rows, (problem.r - 1) * wgrad.tap_rows + 1};
   const Reach reach_w{wgrad.pixel_columns, (problem.s - 1) * wgrad.tap_columns + 1};
 
-  const int64_t arena = kGroupedArenaBytes / bytes - kGroupedWgradSlots * wgrad.dy.pitch;
+  // Behind the two boxes lies a vector of zeros.
+  const int64_t arena = kGroupedArenaBytes / bytes - kGroupedWgradSlots * wgrad.dy.pitch - 16 / bytes;
   const std::optional<Tile> tile = choose_tile(problem.n, problem.p, problem.q, kGroupedWgradSlots,
                                                arena / wgrad.x.pitch, reach_h, reach_w);
   if (!tile || tile->count > kMostIndex) return std::nullopt;
@@ -388,21 +439,16 @@ std::optional<GroupedPlan> plan_wgrad(const Conv2dParams& params, const Chip& ch
   wgrad.tiles_h = FastDiv(static_cast<int>(ceil_div(problem.p, tile->h)));
   wgrad.tiles_w = FastDiv(static_cast<int>(ceil_div(problem.q, tile->w)));
 
-  const int tap_units = static_cast<int>(ceil_div(wgrad.taps, kGroupedUnitTaps));
-  wgrad.units = wgrad.slab_groups * (wgrad.group_out / 4) * (wgrad.group_in / 4) * tap_units;
-  const int64_t unit_tiles = ceil_div(wgrad.units, kGroupedThreads);
-  wgrad.block_units = static_cast<int>(ceil_div(wgrad.units, unit_tiles));
-  wgrad.streams = kGroupedThreads / wgrad.block_units;
-  wgrad.slabs = FastDiv(static_cast<int>(slabs));
-  wgrad.unit_tiles = FastDiv(static_cast<int>(unit_tiles));
-  wgrad.tap_units = FastDiv(tap_units);
-  wgrad.channel_units = FastDiv(wgrad.group_in / 4);
-  wgrad.filter_units = FastDiv(wgrad.group_out / 4);
-  wgrad.s_div = FastDiv(problem.s);
-
-  const int64_t row = int64_t{wgrad.group_in} * wgrad.taps + 1;  // and the bias gradient's
+  const int64_t row = int64_t{wgrad.group_in} * wgrad.taps + (params.bias_grad != nullptr ? 1 : 0);
   const int64_t partial_bytes = problem.k * row * static_cast<int64_t>(sizeof(float));
-  const int64_t wanted = ceil_div(4 * int64_t{chip.sm_count}, slabs * unit_tiles);
+  // One round of two blocks an SM; less, down to one block an SM, where partial sums would be more than a
+  // quarter of what is read.
+  const int64_t round = 2 * int64_t{chip.sm_count} / (slabs * unit_tiles);
+  const int64_t least = ceil_div(chip.sm_count, slabs * unit_tiles);
+  const int64_t read_bytes =
+      (int64_t{problem.c} * problem.h * problem.w + int64_t{problem.k} * problem.p * problem.q) * problem.n *
+      bytes;
+  const int64_t wanted = std::min(round, std::max(least, read_bytes / 4 / partial_bytes));
   const int64_t splits = std::clamp<int64_t>(
       wanted, 1, std::max<int64_t>(1, std::min(tile->count, kMostWorkspace / partial_bytes)));
   wgrad.tiles_per_block = static_cast<int>(std::max<int64_t>(1, ceil_div(tile->count, splits)));
@@ -412,10 +458,11 @@ std::optional<GroupedPlan> plan_wgrad(const Conv2dParams& params, const Chip& ch
   if (plan.grid > kMostIndex) return std::nullopt;
   plan.threads = kGroupedThreads;
   plan.shared_bytes = kGroupedArenaBytes + 2 * kGroupedWgradSlots * sizeof(int);
-  plan.tile = tile_text(tile->n, tile->h, tile->w, wgrad.slab_groups);
+  plan.tile = tile_text(tile->n, tile->h, tile->w, slab_groups);
   plan.reason =
       std::string("4 to 32 channels a group: several groups a block, pixels in shared memory; x in ") +
-      access_text(wgrad.x, params.dtype) + ", dy in " + access_text(wgrad.dy, params.dtype);
+      access_text(wgrad.x, params.dtype) + ", dy in " + access_text(wgrad.dy, params.dtype) +
+      (tensor_cores ? ", tensor cores" : ", FMA units");
   return plan;
 }
 
@@ -439,11 +486,19 @@ std::optional<GroupedPlan> plan_grouped(Conv2dPass pass, const Conv2dParams& par
   for (const int extent : {problem.pad_top, problem.pad_left, problem.dilation_h, problem.dilation_w}) {
     if (extent > 1 << 20) return std::nullopt;
   }
-  if (pass == Conv2dPass::kWgrad) return plan_wgrad(params, chip);
-  if (dtype_size(params.dtype) == 2) {
-    if (std::optional<GroupedPlan> plan = plan_image_mma(pass, params, chip)) return plan;
+  const int widest = std::max(problem.channels_per_group(), problem.filters_per_group());
+  const auto slab_groups = [&](int channels) { return std::clamp(channels / widest, 1, problem.groups); };
+  const bool half = dtype_size(params.dtype) == 2;
+  if (pass == Conv2dPass::kWgrad) {
+    if (half) {
+      if (auto plan = plan_wgrad(params, chip, true, slab_groups(kMmaSlabChannels))) return plan;
+    }
+    return plan_wgrad(params, chip, false, slab_groups(kSlabChannels));
   }
-  return plan_image(pass, params, chip);
+  if (half) {
+    if (auto plan = plan_image_mma(pass, params, chip, slab_groups(kMmaSlabChannels))) return plan;
+  }
+  return plan_image(pass, params, chip, slab_groups(kSlabChannels));
 }
 
 void launch_grouped(Conv2dPass pass, const Conv2dParams& params, const GroupedPlan& plan,
@@ -471,12 +526,14 @@ void launch_grouped(Conv2dPass pass, const Conv2dParams& params, const GroupedPl
     return;
   }
   GroupedWgradParams wgrad = plan.wgrad;
-  if (plan.splits > 1) {
-    wgrad.partials = static_cast<float*>(params.workspace);
-    wgrad.bias_partials =
-        wgrad.partials + int64_t{plan.splits} * wgrad.channels_out * wgrad.group_in * wgrad.taps;
-  }
-  visit([&](auto tag) { grouped::launch_wgrad<typename decltype(tag)::type>(wgrad, plan, stream); });
+  if (plan.splits > 1) wgrad.partials = static_cast<float*>(params.workspace);
+  visit([&](auto tag) {
+    using T = typename decltype(tag)::type;
+    if constexpr (sizeof(T) == 2) {
+      if (plan.tensor_cores) return grouped::launch_wgrad_mma<T>(wgrad, plan, stream);
+    }
+    grouped::launch_wgrad<T>(wgrad, plan, stream);
+  });
   if (plan.splits == 1) return;
   SplitSumParams sum;
   sum.partials = wgrad.partials;
@@ -487,15 +544,11 @@ void launch_grouped(Conv2dPass pass, const Conv2dParams& params, const GroupedPl
   sum.c = wgrad.group_in;
   sum.h = wgrad.r;
   sum.w = wgrad.s;
+  if (params.bias_grad != nullptr) {
+    sum.tail_output = params.bias_grad;
+    sum.tail = wgrad.channels_out;
+  }
   launch_split_sum(sum, stream);
-  if (params.bias_grad == nullptr) return;
-  SplitSumParams bias_sum;
-  bias_sum.partials = wgrad.bias_partials;
-  bias_sum.output = TensorView{params.bias_grad, 1, 0, 0, 0};
-  bias_sum.dtype = params.dtype;
-  bias_sum.splits = plan.splits;
-  bias_sum.n = wgrad.channels_out;
-  launch_split_sum(bias_sum, stream);
 }
 
 }  // namespace fastcnn

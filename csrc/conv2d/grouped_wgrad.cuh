@@ -14,8 +14,7 @@
 #include <cuda_runtime.h>
 
 #include "common/launch.h"
-#include "conv2d/grouped_box.cuh"
-#include "conv2d/split_sum.h"
+#include "conv2d/grouped_wgrad_tile.cuh"
 
 namespace fastcnn::grouped {
 
@@ -23,12 +22,6 @@ inline constexpr int kUnit = 4;  // filters, and channels
 inline constexpr int kUnitSums = kUnit * kUnit * kGroupedUnitTaps;
 inline constexpr int kStreamSums = kUnitSums + kUnit;  // and the bias gradient's
 
-template <class T>
-struct WgradShared {
-  SharedArray<T, kArena<T>> arena;               // the box of x, behind it that of dy
-  SharedArray<int, kGroupedWgradSlots> x_pixel;  // where the tile's pixels, numbered without gaps, lie
-  SharedArray<int, kGroupedWgradSlots> dy_pixel;
-};
 // Over the arena, when the last tile is done.
 struct StreamShared {
   SharedArray<float, kGroupedThreads * kStreamSums> sums;
@@ -57,7 +50,6 @@ __global__ __launch_bounds__(kGroupedThreads,
   const int stream = static_cast<int>(threadIdx.x) / params.block_units;
   const int block_unit = static_cast<int>(threadIdx.x) % params.block_units;
   const int first_unit = unit_tile * params.block_units;
-  const int dy_start = params.x.pixels.divisor() * params.x.pitch;
   const bool active = stream < params.streams && first_unit + block_unit < params.units;
 
   const Unit unit = unit_at(params, min(first_unit + block_unit, params.units - 1));
@@ -77,24 +69,8 @@ __global__ __launch_bounds__(kGroupedThreads,
   const int first_tile = split * params.tiles_per_block;
   const int last_tile = min(first_tile + params.tiles_per_block, params.tiles);
   for (int tile = first_tile; tile < last_tile; ++tile) {
-    int tile_h, tile_w;
-    const int image = params.tiles_h.divide(params.tiles_w.divide(tile, tile_w), tile_h) * params.dy.images;
-    const int row = tile_h * params.dy.rows, column = tile_w * params.dy.columns;
     __syncthreads();
-    bring_box<false>(shared.arena, 0, params.x, slab, image, params.first_h + row * params.step_h,
-                     params.first_w + column * params.step_w);
-    bring_box<true>(shared.arena, dy_start, params.dy, slab, image, row, column);
-    const int rows = min(params.dy.rows, params.out_h - row);
-    const int columns = min(params.dy.columns, params.out_w - column);
-    const int pixels = min(params.dy.images, params.dy.image_n - image) * rows * columns;
-    for (int pixel = threadIdx.x; pixel < pixels; pixel += blockDim.x) {
-      const int w = pixel % columns, h = pixel / columns % rows, n = pixel / columns / rows;
-      shared.x_pixel.store(
-          pixel, ((n * params.x.rows + h * params.pixel_rows) * params.x.columns + w * params.pixel_columns) *
-                     params.x.pitch);
-      shared.dy_pixel.store(pixel,
-                            dy_start + ((n * params.dy.rows + h) * params.dy.columns + w) * params.dy.pitch);
-    }
+    const int pixels = bring_wgrad_tile(shared, params, slab, tile);
     __syncthreads();
     if (!active) continue;
     float run[kUnit] = {};
@@ -145,33 +121,15 @@ __global__ __launch_bounds__(kGroupedThreads,
       sum += streams.load((s * params.block_units + result_unit) * kStreamSums + element);
     }
     const Unit at = unit_at(params, first_unit + result_unit);
-    const int group = slab * params.slab_groups + at.group;
-    if (group >= params.groups) continue;
-    const int first_filter = group * params.group_out + at.filter;
+    const int slab_filter = at.group * params.group_out + at.filter;
     if (element >= kUnitSums) {
-      if (params.bias_grad == nullptr || at.tap != 0 || at.channel != 0) continue;
-      const int k = first_filter + element - kUnitSums;
-      if (params.bias_partials == nullptr) {
-        store_global(static_cast<T*>(params.bias_grad) + k, from_accumulator<T>(sum));
-      } else {
-        store_global(params.bias_partials + static_cast<int64_t>(split) * params.channels_out + k, sum);
+      if (at.tap == 0 && at.channel == 0) {
+        store_bias_sum<T>(params, split, slab, slab_filter + element - kUnitSums, sum);
       }
       continue;
     }
-    const int tap_index = at.tap + element / (kUnit * kUnit);
-    if (tap_index >= params.taps) continue;
-    const int64_t k = first_filter + element / kUnit % kUnit;
-    const int c = at.channel + element % kUnit;
-    if (params.partials == nullptr) {
-      int s;
-      const int r = params.s_div.divide(tap_index, s);
-      store_global(static_cast<T*>(params.output.data) + k * params.output.stride_n +
-                       c * params.output.stride_c + r * params.output.stride_h + s * params.output.stride_w,
-                   from_accumulator<T>(sum));
-    } else {
-      const int64_t row = split * static_cast<int64_t>(params.channels_out) + k;
-      store_global(params.partials + (row * params.group_in + c) * params.taps + tap_index, sum);
-    }
+    store_weight_sum<T>(params, split, slab, slab_filter + element / kUnit % kUnit,
+                        at.channel + element % kUnit, at.tap + element / (kUnit * kUnit), sum);
   }
 }
 
