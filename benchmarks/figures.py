@@ -8,9 +8,6 @@ from dataclasses import dataclass
 
 from fastcnn.bench.record import OURS
 
-STEP_OPS = ("small_cnn_step", "model_inference", "model_training")
-CALL_OPS = ("call_overhead",)
-
 NEVER, CURRENT, CHANGED = "not measured yet", "current", "changed since"
 
 
@@ -66,6 +63,19 @@ class Figure:
 
 
 Setting = tuple[str, str, str]  # dtype ("float32", "float32 with TF32", ...), layout, op
+
+
+def kind(op: str) -> str:
+    """What an operation is: a "layer", a "step" of a model or of training, or a "call" on the host."""
+    if op == "call_overhead":
+        return "call"
+    return "step" if op == "small_cnn_step" or op.startswith("model_") else "layer"
+
+
+def measured_families(case: Mapping) -> list[str]:
+    """The families that a case has times of: a layer's, as planned. A network's time is none of them's."""
+    planned = kind(case["op"]) == "layer" and case["kernel"] is not None and OURS in case["contenders"]
+    return case["families"] if planned else []
 
 
 def setting(case: Mapping) -> Setting:

@@ -1,4 +1,4 @@
-"""Calls of every operator beside torch's own: for timing, for determinism, and for the sanitizer."""
+"""Calls of every operator beside torch's own: for determinism, and for the sanitizer."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 _aten = torch.ops.aten
@@ -97,19 +98,6 @@ SMALL_CONVS = (
     ConvShape("depthwise", 2, 9, 10, 9, 3, padding=1, groups=9),
 )
 SMALL_POOLS = (PoolShape("3x3", 2, 5, 11, 3, 2, 1, 4), PoolShape("2x2", 1, 8, 8, 2, 2, 0, 3))
-# ResNet-50's and MobileNet's layers, and the small CNN's first.
-LARGE_CONVS = (
-    ConvShape("resnet50-3x3-56", 32, 64, 56, 64, 3, padding=1),
-    ConvShape("resnet50-3x3-14", 32, 256, 14, 256, 3, padding=1),
-    ConvShape("resnet50-1x1-28", 32, 512, 28, 128, 1),
-    ConvShape("resnet50-7x7-stem", 32, 3, 224, 64, 7, stride=2, padding=3),
-    ConvShape("mobilenet-depthwise-56", 32, 144, 56, 144, 3, padding=1, groups=144),
-    ConvShape("small-cnn-first", 256, 1, 28, 32, 3),
-)
-LARGE_POOLS = (
-    PoolShape("resnet50-3x3-112", 32, 64, 112, 3, 2, 1, 7),
-    PoolShape("small-cnn-2x2-26", 256, 32, 26, 2, 2, 0, 1),
-)
 
 
 def conv_cases(shape: ConvShape, dtype: torch.dtype, channels_last: bool, device: str) -> Iterator[Case]:
@@ -124,7 +112,7 @@ def conv_cases(shape: ConvShape, dtype: torch.dtype, channels_last: bool, device
     x = normal(shape.n, shape.c, shape.size, shape.size)
     w = normal(shape.k, shape.c // shape.groups, shape.kernel, shape.kernel)
     b = normal(shape.k)
-    dy = normal(shape.n, shape.k, shape.out, shape.out)
+    dy, z = (normal(shape.n, shape.k, shape.out, shape.out) for _ in range(2))
     stride, padding, dilation = [shape.stride] * 2, [shape.padding] * 2, [shape.dilation] * 2
 
     def backward(dy: Tensor, x: Tensor, w: Tensor, which: int) -> Tensor:
@@ -149,6 +137,28 @@ def conv_cases(shape: ConvShape, dtype: torch.dtype, channels_last: bool, device
     sizes = (shape.kernel, shape.kernel, *shape.arguments, channels_last, False)
     yield case("conv2d_wgrad", (dy, x), sizes, (dy, x, w), lambda dy, x, w: backward(dy, x, w, 1))
     yield case("conv2d_bias_grad", (dy,), (), (dy,), lambda dy: dy.sum((0, 2, 3)))
+    silu = (*shape.arguments, "silu", 0.0)
+    yield case(
+        "conv2d_with_preactivation",
+        (x, w, b, z),
+        (*silu, False),
+        (x, w, b, z),
+        lambda x, w, b, z: F.silu(torch.conv2d(x, w, b, stride, padding, dilation, shape.groups) + z),
+    )
+    yield case(
+        "conv2d_act_dgrad",
+        (dy, z, w),
+        (shape.size, shape.size, *silu, channels_last, False),
+        (dy, z, x, w),
+        lambda dy, z, x, w: backward(_aten.silu_backward(dy, z), x, w, 0),
+    )
+    yield case(
+        "conv2d_act_wgrad",
+        (dy, z, x),
+        (shape.kernel, shape.kernel, *silu, True, channels_last, False),
+        (dy, z, x, w),
+        lambda dy, z, x, w: backward(_aten.silu_backward(dy, z), x, w, 1),
+    )
 
 
 def pool_cases(shape: PoolShape, dtype: torch.dtype, channels_last: bool, device: str) -> Iterator[Case]:
@@ -225,23 +235,11 @@ def pool_cases(shape: PoolShape, dtype: torch.dtype, channels_last: bool, device
 def small_cases(device: str) -> Iterator[Case]:
     """Every operator on shapes that take no time, in every dtype and both layouts."""
     for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
-        yield from _cases(SMALL_CONVS, SMALL_POOLS, dtype, device)
-
-
-def large_cases(device: str) -> Iterator[Case]:
-    """Every operator on layers of real networks, in float32 and float16 and both layouts."""
-    for dtype in (torch.float16, torch.float32):
-        yield from _cases(LARGE_CONVS, LARGE_POOLS, dtype, device)
-
-
-def _cases(
-    convs: tuple[ConvShape, ...], pools: tuple[PoolShape, ...], dtype: torch.dtype, device: str
-) -> Iterator[Case]:
-    for channels_last in (True, False):
-        for conv in convs:
-            yield from conv_cases(conv, dtype, channels_last, device)
-        for pool in pools:
-            yield from pool_cases(pool, dtype, channels_last, device)
+        for channels_last in (True, False):
+            for conv in SMALL_CONVS:
+                yield from conv_cases(conv, dtype, channels_last, device)
+            for pool in SMALL_POOLS:
+                yield from pool_cases(pool, dtype, channels_last, device)
 
 
 def disagreement(case: Case) -> str | None:
@@ -261,8 +259,3 @@ def disagreement(case: Case) -> str | None:
     if not error <= 2 * torch_error + (64 if ours.dtype is torch.float64 else 1) * ulp:
         return f"{case.name}: error {error:.3g}, torch's own is {torch_error:.3g}"
     return None
-
-
-def family(operator: str) -> str:
-    """The folder of csrc that has the operator's kernels."""
-    return "conv2d" if operator.startswith("conv2d") else "pool2d"

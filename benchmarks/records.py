@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.figures import measured_families
 from build_support.build_info import ROOT
 from build_support.families import family_hashes, family_parts
 from fastcnn.bench.measured import CHECKED_ONLY
-from fastcnn.bench.record import OURS
 
 RESULTS = ROOT / "benchmarks" / "results"
 SCHEMA_FILE = ROOT / "benchmarks" / "record.schema.json"
@@ -47,7 +47,8 @@ def pending(records: Sequence[Mapping], csrc: Path = ROOT / "csrc") -> list[Pend
     """What the present sources of csrc have no record of: unchecked families first.
 
     A family is checked where a passing record of a check has the hash of its sources, and measured where a
-    record with that hash has times of it. One that is wholly a part of a measured family counts as measured.
+    record with that hash has times of a layer that the planner gave to it. One that is wholly a part of a
+    measured family counts as measured.
     """
     hashes, parts = family_hashes(csrc), family_parts(csrc)
     checked = {
@@ -61,8 +62,7 @@ def pending(records: Sequence[Mapping], csrc: Path = ROOT / "csrc") -> list[Pend
         family
         for record in records
         for case in record["cases"]
-        if OURS in case["contenders"]
-        for family in case["families"]
+        for family in measured_families(case)
         if family in hashes and hashes[family] == record["sources"].get(family)
     }
     measured |= {part for family in measured for part in parts[family]}

@@ -77,7 +77,7 @@ def measured(
     found: dict[tuple[str, str], dict] = {}
     for gpu, of_gpu in by_gpu.items():
         for figure in of_gpu:
-            families = figure.case["families"] if figure.ours is not None else ()
+            families = figures.measured_families(figure.case)
             along = [part for family in families for part in parts.get(family, ())]
             for family in (*families, *along):
                 if family not in figure.record["sources"]:

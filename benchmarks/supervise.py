@@ -3,10 +3,10 @@
 An illegal access ruins CUDA for the process that made it, and a kernel that waits for ever never gives the
 GPU back. So a worker process measures, and prints what it does, one JSON object a line:
 
-    {"event": "start", "ceilings": {...}, "protocol": {...}}     once, before anything else
-    {"event": "begin", "index": 7, "case": {...}}                the case without times, as it may be recorded
-    {"event": "case", "index": 7, "case": {...}}                 the same case, measured
-    {"event": "end"}                                             nothing is left to measure
+    {"event": "start", "ceilings": {...}, "protocol": {...}}      once, before anything else
+    {"event": "begin", "index": 7, "seconds": 90, "case": {...}}  a case without times, how long it may take
+    {"event": "case", "index": 7, "case": {...}}                  the same case, measured
+    {"event": "end"}                                              nothing is left to measure
 
 What else it prints goes to our output. Where it dies or stays silent, the case that it had begun is recorded
 as wrong, and a new worker goes on there: first with that case's baselines alone, then with the next case.
@@ -27,14 +27,21 @@ from fastcnn.bench.record import Record
 
 MOST_FAILURES = 10  # after so many, something is wrong with more than a kernel
 MOST_FAILURES_OF_FAMILY = 2  # then the family's own kernels are left out
+ALL_MEASURED, TIME_OVER = "all measured", "the time was over"
+MOST_SUSPECTS = 3  # a failure of a case of more families, such as a network's, is laid to none of them
+START_SECONDS = 150.0  # until a worker begins its first case: imports, the planner's answers, ceilings
 LOOK_EVERY = 0.1  # seconds between looks at whether a silent worker is still there
 
 
 @dataclass
 class Start:
-    """How a worker is to begin: at which case, and whose own kernels it is to leave out."""
+    """How a worker is to begin: at which case, and whose own kernels it is to leave out.
+
+    `ceilings` are those that the first one measured.
+    """
 
     index: int = 0
+    ceilings: dict | None = None
     without_cases: list[str] = field(default_factory=list)
     without_families: list[str] = field(default_factory=list)
 
@@ -45,18 +52,16 @@ class WorkerFailed(Exception):
 
 def supervise(
     record: Record,
-    command: Callable[[Start, float], Sequence[str]],
+    command: Callable[[Start], Sequence[str]],
     seconds: float,
-    case_seconds: float = 90.0,
     clock: Callable[[], float] = time.monotonic,
 ) -> str:
     """Adds to a record what workers measure.
 
     Args:
         record: is to have a path, so that it is saved as it grows.
-        command: the command line of a worker for a `Start` and the seconds that are left to it.
+        command: the command line of a worker.
         seconds: for all workers together.
-        case_seconds: the longest silence; it is to cover a case with all its baselines and their compilation.
 
     Returns:
         Why it ended, in a few words: "all measured", "the time was over", or what was wrong.
@@ -65,12 +70,10 @@ def supervise(
     start, wrong, failures = Start(), {}, Counter()
     while failures["all"] < MOST_FAILURES:
         begun = None
-        left = end - clock()
-        if left <= 0:
-            return "the time was over"
         try:
-            for event in events(command(start, left), end, case_seconds, clock):
+            for event in events(command(start), end, clock):
                 if event["event"] == "start":
+                    start.ceilings = event["ceilings"]
                     record.update(ceilings=event["ceilings"], protocol=event["protocol"])
                 elif event["event"] == "begin":
                     begun = event
@@ -79,8 +82,8 @@ def supervise(
                     record.add({**case, "wrong": wrong.get(case["id"], case["wrong"])})
                     begun = None
                 else:
-                    return "all measured"
-            return "the time was over"
+                    return ALL_MEASURED
+            return TIME_OVER
         except WorkerFailed as failure:
             if begun is None:
                 return f"{failure}, with no case begun"
@@ -88,7 +91,8 @@ def supervise(
             print(f"{case['id']}: {failure}", flush=True)
             start.index = begun["index"]
             _note_failure(record, case, str(failure), start, wrong)
-            failures.update(["all", *case["families"]])
+            suspects = case["families"] if len(case["families"]) <= MOST_SUSPECTS else []
+            failures.update(["all", *suspects])
             start.without_families = [
                 family
                 for family, count in failures.items()
@@ -108,20 +112,18 @@ def _note_failure(record: Record, case: dict, why: str, start: Start, wrong: dic
         start.without_cases.append(case["id"])
 
 
-def events(
-    command: Sequence[str], end: float, case_seconds: float, clock: Callable[[], float] = time.monotonic
-) -> Iterator[dict]:
+def events(command: Sequence[str], end: float, clock: Callable[[], float] = time.monotonic) -> Iterator[dict]:
     """What a worker says, until it says "end" or the time is over; other lines of its output are printed.
 
     Raises:
-        WorkerFailed: it ended before, or said nothing for `case_seconds`.
+        WorkerFailed: it ended before, or a case took longer than it was given.
     """
     process = subprocess.Popen(
         [str(part) for part in command], stdout=subprocess.PIPE, text=True, errors="replace"
     )
     lines: queue.Queue[str] = queue.Queue()
     threading.Thread(target=lambda: [lines.put(line) for line in process.stdout], daemon=True).start()
-    heard, gone = clock(), False
+    until, patience, gone = clock() + START_SECONDS, START_SECONDS, False
     try:
         while clock() < end:
             try:
@@ -134,14 +136,15 @@ def events(
                         f"the measuring process ended with exit status {process.returncode}"
                     ) from None
                 gone = process.poll() is not None
-                if clock() - heard > case_seconds:
-                    raise WorkerFailed(f"the measuring process was silent for {case_seconds:.0f} s") from None
+                if clock() > until:
+                    raise WorkerFailed(f"it did not end within {patience:.0f} s") from None
                 continue
-            heard = clock()
             event = _event(line)
             if event is None:
                 print(line, end="", flush=True)
                 continue
+            patience = event.get("seconds", START_SECONDS)
+            until = clock() + patience
             yield event
             if event["event"] == "end":
                 return

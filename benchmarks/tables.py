@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from benchmarks.figures import (
-    CALL_OPS,
-    STEP_OPS,
     Figure,
     Summary,
     grouped,
+    kind,
     measured_on,
     setting,
     summarize,
@@ -116,11 +115,8 @@ def _results_of(
 
 def split_kinds(figures: Iterable[Figure]) -> tuple[list[Figure], list[Figure], list[Figure]]:
     """Layers, whole models and steps, and times of calls."""
-    layers, steps, calls = [], [], []
-    for figure in figures:
-        op = figure.case["op"]
-        (steps if op in STEP_OPS else calls if op in CALL_OPS else layers).append(figure)
-    return layers, steps, calls
+    of_kind = grouped(figures, lambda figure: kind(figure.case["op"]))
+    return tuple(of_kind.get(name, []) for name in ("layer", "step", "call"))
 
 
 SUMMARY_HEADER = (

@@ -85,17 +85,17 @@ def build(case: Case, settings: Settings) -> Problem:
 def measure(case: Case, settings: Settings, make: Callable[[Case, Settings], Problem] = build) -> dict:
     """The case as a record has it (benchmarks/results/README.md).
 
-    A contender whose result is wrong is not timed: ours is then named in "wrong" (and nothing is timed at
-    all), a baseline in "skipped" beside those that could not be had. A case that cannot be measured here has
+    A contender whose result is wrong is not timed, the others are: why ours was refused is in "wrong", a
+    baseline is named in "skipped" beside those that could not be had. A case that cannot be measured here has
     no contenders, and every reason in "skipped".
     """
-    found = _blank(case)
+    found = blank(case)
     _tidy(settings)
     try:
         with precision(case.tf32):
             problem = make(case, settings)
             found["kernel"] = problem.kernel
-            found["families"] = families_of(case.op, _kernel_name(problem))
+            found["families"] = families_of(case.op, (problem.kernel or {}).get("name"))
             found["skipped"].update(problem.missing)
             if problem.oracle != "float64":
                 found["oracle"] = problem.oracle
@@ -114,13 +114,8 @@ def measure(case: Case, settings: Settings, make: Callable[[Case, Settings], Pro
     return found
 
 
-def _kernel_name(problem: Problem) -> str | None:
-    """The planner's kernel, where there is one and not several."""
-    name = (problem.kernel or {}).get("name")
-    return name if name and ";" not in name else None
-
-
-def _blank(case: Case) -> dict:
+def blank(case: Case) -> dict:
+    """A case as a record has it before anything is known of it."""
     return {
         "id": case.id,
         "suite": case.row.suite,
@@ -154,7 +149,7 @@ def _cannot(found: dict, reason: str) -> None:
 def _measure(case: Case, problem: Problem, settings: Settings, found: dict) -> None:
     first = problem.operands(0)
     ways, accuracy = _check(problem, first, found, settings.without_ours)
-    if found["wrong"] or not ways:
+    if not ways:
         return
     sets = _sets(problem, ways, first, settings)
     contenders = _contenders(problem, ways, first, sets)
@@ -226,7 +221,7 @@ def _check(
     else:
         baselines = {name: seen for name, seen in accuracy.items() if name != OURS}
         found["wrong"] = fault_of_ours(accuracy[OURS], baselines, problem.rule)
-    return [ours, *right], accuracy
+    return ([] if found["wrong"] else [ours]) + right, accuracy
 
 
 def _run(way: Way, operands: Operands) -> Operands:

@@ -157,8 +157,8 @@ def families_of(op: str, kernel: str | None = None, sources: Mapping[str, str] |
 
     Args:
         op: a case's "op", such as "conv2d_wgrad" or "max_pool2d_backward".
-        kernel: the planner's choice ("depthwise_wgrad_nhwc", "pool2d::max_fprop"); without one, and where
-            no family bears its name, every family of the operation's folder is taken.
+        kernel: the planner's choice ("depthwise_wgrad_nhwc", "pool2d::max_fprop"), several joined by "; ";
+            without one, and where no family bears its name, every family of the operation's folder is taken.
         sources: the families to choose from; by default the loaded library's.
 
     Returns:
@@ -169,9 +169,12 @@ def families_of(op: str, kernel: str | None = None, sources: Mapping[str, str] |
     if folder is None:
         return sorted(known)
     room = {name.partition("/")[2]: name for name in known if name.startswith(f"{folder}/")}
-    words = (kernel or "").rpartition("::")[2]
-    named = [stem for stem in room if words == stem or words.startswith(f"{stem}_")]
-    return [room[max(named, key=len)]] if named else sorted(room.values())
+    found = set()
+    for name in (kernel or "").split("; "):
+        words = name.rpartition("::")[2]
+        named = [stem for stem in room if words == stem or words.startswith(f"{stem}_")]
+        found.update([room[max(named, key=len)]] if named else room.values())
+    return sorted(found)
 
 
 def result_name(gpu: str, kind: str, date: str) -> str:

@@ -293,6 +293,12 @@ def test_every_kernel_file_of_csrc_is_in_a_family():
     [
         ("conv2d_fprop", "generic_fprop", ["conv2d/generic"]),
         ("conv2d_fprop", "generic_tile_fprop", ["conv2d/generic_tile"]),
+        ("conv2d_forward_backward", "generic_fprop; generic_dgrad", ["conv2d/generic"]),
+        (
+            "conv2d_forward_backward",
+            "generic_fprop; generic_tile_x",
+            ["conv2d/generic", "conv2d/generic_tile"],
+        ),
         ("conv2d_wgrad", "unheard_of", ["conv2d/generic", "conv2d/generic_tile"]),
         ("conv2d_act", None, ["conv2d/generic", "conv2d/generic_tile"]),
         ("adaptive_max_pool2d_backward", "pool2d::max_bprop_split", ["pool2d/max"]),
@@ -335,7 +341,9 @@ def test_records_cover_the_sources_they_were_taken_on(csrc):
     )
 
 
-def test_baselines_alone_and_failed_checks_cover_nothing(csrc):
+def test_baselines_alone_networks_and_failed_checks_cover_nothing(csrc):
     case = made_up.case("s", "a", "conv2d_fprop", {"cudnn_nchw": 12.0}, families=("conv2d/generic",))
-    found = [made_up.record([case], sources=family_hashes(csrc)), made_up.check(csrc, ok=False)]
+    times = {"fastcnn": 10.0, "eager": 12.0}
+    network = made_up.case("s", "b", "model_training", times, families=("conv2d/generic",))
+    found = [made_up.record([case, network], sources=family_hashes(csrc)), made_up.check(csrc, ok=False)]
     assert records.pending(found, csrc) == records.pending([], csrc)

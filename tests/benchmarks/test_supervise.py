@@ -22,7 +22,7 @@ say(event="start", ceilings=None, protocol={"worker": "made up"})
 for index in range(start["index"], len(plays)):
     full, baselines, does, skeleton = plays[index]
     without = full["id"] in start["without_cases"] or set(full["families"]) & set(start["without_families"])
-    say(event="begin", index=index, case=skeleton)
+    say(event="begin", index=index, seconds=start["patience"], case=skeleton)
     if does == "crash" and not without or does == "always crash":
         os._exit(66)
     if does == "hang" and not without:
@@ -46,15 +46,16 @@ def worker(tmp_path):
     path.write_text(WORKER)
     begun: list[Start] = []
 
-    def run(plays: list, seconds: float = 60.0, case_seconds: float = 30.0) -> tuple[str, dict, int]:
+    def run(plays: list, seconds: float = 60.0, patience: float = 30.0) -> tuple[str, dict, int]:
         record = new_record("benchmark", path=tmp_path / "r.json")
         record.content["sources"] = dict(made_up.record()["sources"])
 
-        def command(start: Start, left: float) -> list[str]:
+        def command(start: Start) -> list[str]:
             begun.append(start)
-            return [sys.executable, str(path), json.dumps(plays), json.dumps(vars(start))]
+            told = {**vars(start), "patience": patience}
+            return [sys.executable, str(path), json.dumps(plays), json.dumps(told)]
 
-        why = supervise(record, command, seconds, case_seconds)
+        why = supervise(record, command, seconds)
         record.save()
         content = json.loads(record.path.read_text())
         assert validate.faults(content) == []
@@ -86,9 +87,9 @@ def test_a_crash_costs_our_time_of_one_case(worker):
 
 
 def test_a_hang_ends_when_its_time_is_over(worker):
-    why, content, workers = worker([play("a", "hang"), play("b")], case_seconds=2.0)
+    why, content, workers = worker([play("a", "hang"), play("b")], patience=2.0)
     assert (why, workers) == ("all measured", 2)
-    said = "the measuring process was silent for 2 s"
+    said = "it did not end within 2 s"
     assert outcomes(content) == {"a": (False, True, said), "b": (True, True, None)}
 
 
@@ -115,7 +116,7 @@ def test_it_gives_up_where_nothing_works_and_where_nothing_begins(worker, tmp_pa
             case["families"] = []
     assert worker(plays)[0] == f"given up after {MOST_FAILURES} failures"
     record = new_record("benchmark", path=tmp_path / "none.json")
-    why = supervise(record, lambda start, left: [sys.executable, "-c", "raise SystemExit(3)"], 60.0)
+    why = supervise(record, lambda start: [sys.executable, "-c", "raise SystemExit(3)"], 60.0)
     assert why == "the measuring process ended with exit status 3, with no case begun"
 
 
