@@ -65,7 +65,7 @@ def planned_families(case: Case, settings: Settings, known: Mapping[str, str]) -
 
 
 def quick_cases(only: Sequence[str], settings: Settings, known: Mapping[str, str]) -> list[Case]:
-    """The quick choice, and some of the suites' layers for each family that it leaves out.
+    """The quick choice, and some of the suites' layers for each family that it leaves out; networks last.
 
     Args:
         only: families whose cases are wanted; none stands for all.
@@ -86,7 +86,8 @@ def quick_cases(only: Sequence[str], settings: Settings, known: Mapping[str, str
             missing.update({f: missing[f] - 1 for f in families if f in missing})
         if max(missing.values()) <= 0:
             break
-    return [case for case, families in chosen.items() if not only or set(only) & set(families)]
+    wanted = [case for case, families in chosen.items() if not only or set(only) & set(families)]
+    return sorted(wanted, key=lambda case: not is_layer(case))
 
 
 def suite_cases(names: Sequence[str]) -> list[Case]:

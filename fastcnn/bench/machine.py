@@ -59,12 +59,13 @@ def _processor() -> str | None:
 def commit() -> dict:
     """The checkout's commit and whether tracked files differ from it, each None where that cannot be told.
 
-    A copy of a checkout that has no .git takes the commit from the variable FASTCNN_COMMIT.
+    Where git cannot tell, as in a copy of a checkout without its .git, FASTCNN_COMMIT names the commit.
     """
-    if not (_ROOT / ".git").exists():
+    told = _said("git", "rev-parse", "HEAD") if (_ROOT / ".git").exists() else None
+    if told is None:
         return {"id": os.environ.get(COMMIT_VARIABLE) or None, "changed": None}
     changed = _said("git", "status", "--porcelain", "--untracked-files=no")
-    return {"id": _said("git", "rev-parse", "HEAD"), "changed": None if changed is None else bool(changed)}
+    return {"id": told, "changed": None if changed is None else bool(changed)}
 
 
 def library() -> dict | None:

@@ -60,18 +60,20 @@ def test_what_has_no_figure_of_these_sources_comes_first():
 
 def test_a_quick_run_takes_cases_of_the_families_that_the_quick_choice_leaves_out(planned, monkeypatch):
     few = [case for case in quick() if case.row.suite == "resnet50_224" and case.row.h > 7][:3]
-    monkeypatch.setattr(measure, "quick", lambda: few)
+    network = next(case for case in quick() if case.row.suite == "models")
+    monkeypatch.setattr(measure, "quick", lambda: [network, *few])
     known = ("conv2d/generic", "conv2d/depthwise", "pool2d/max", "conv2d/of_no_layer")
     cases = measure.quick_cases([], None, known)
     assert cases[:3] == few
-    of_families = [measure.planned_families(case, None, known)[0] for case in cases[3:]]
+    assert cases[-1] == network
+    of_families = [measure.planned_families(case, None, known)[0] for case in cases[3:-1]]
     assert sorted(set(of_families)) == ["conv2d/depthwise", "pool2d/max"]
     assert all(of_families.count(family) == measure.CASES_OF_FAMILY for family in set(of_families))
 
     only = measure.quick_cases(["conv2d/thin"], None, (*known, "conv2d/thin"))
     assert len(only) == measure.CASES_OF_FAMILY
     assert {measure.planned_families(case, None, known)[0] for case in only} == {"conv2d/thin"}
-    assert measure.quick_cases(["conv2d/generic"], None, known) == few
+    assert measure.quick_cases(["conv2d/generic"], None, known) == [*few, network]
 
 
 @pytest.fixture
