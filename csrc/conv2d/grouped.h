@@ -19,13 +19,14 @@
 namespace fastcnn {
 
 inline constexpr int kGroupedThreads = 256;
-inline constexpr int kGroupedArenaBytes = 70 * 1024;  // with tables, three blocks an SM of 228 KB, one of 100
+inline constexpr int kGroupedArenaBytes = 69 * 1024;  // with tables, three blocks an SM of 228 KB, one of 100
 inline constexpr int kGroupedMaxTaps = 32;            // of an axis, and phases of a stride
 inline constexpr int kGroupedWgradSlots = 256;        // pixels of a tile of wgrad
 inline constexpr int kGroupedMmaSlots = 256;          // pixels of a tile on tensor cores,
 inline constexpr int kGroupedMmaPixels = 64;          // of which a warp takes so many at a time
 inline constexpr int kGroupedMmaFilters = 64;         // of a slab, at most
 inline constexpr int kGroupedMaxChunks = 1024;        // of channels, over all taps
+inline constexpr int kGroupedMmaTaps = 128;           // of both axes, on tensor cores
 inline constexpr int kGroupedMaxPhases = 16;          // of both axes, on tensor cores
 inline constexpr int kGroupedUnitTaps = 3;            // taps that one thread of wgrad sums
 inline constexpr int kGroupedUnitTiles = 9;           // (octet of channels, tap) that one warp of wgrad sums
@@ -81,9 +82,11 @@ struct GroupedImageParams {
   int group_blocks = 1, pixel_blocks = 1;
   FastDiv block_filters, group_block_div;
   bool weight_channels_inner = false;
+  bool weight_dense = false;  // on tensor cores: a filter is one run of whole 16-byte vectors
   bool vector_store = false;
   FastDiv slabs, tiles_h, tiles_w, tile_columns, tile_pixels;
-  FastDiv weight_s, weight_r, weight_c, weight_k;  // take an index of the slab's weights apart
+  // Take an index of the slab's weights apart. weight_runs: runs of 8, or elements, of a filter.
+  FastDiv weight_s, weight_r, weight_c, weight_k, weight_taps, weight_runs;
 };
 
 struct GroupedWgradParams {

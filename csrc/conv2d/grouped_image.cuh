@@ -5,10 +5,14 @@
 // KO filters of one group and 128 pixels, a thread 4 pixels, 32 apart, so that the warp's weight reads are
 // broadcasts. dgrad walks its pixels by phases of the stride inside the tile: dy comes once for all of
 // them, and each phase multiplies only the taps that reach it.
-// Floor: bytes of the three tensors once; 2*N*P*Q*K*(C/g)*R*S flops at the FMA rate. C/g = 4 with 3x3 is
-// bound by memory, C/g = 8 by both, above by FMA. Per byte: the input is read 1 + halo times, 1.2 to 1.4 at
-// 3x3; the weights once a block. Nothing is multiplied in vain but in a tile's overhang. A step of 4 channels
-// costs 4 pixel vectors (4 wavefronts each) and KO broadcasts for 16 * KO products: FMA-bound at KO = 8.
+// Floor: bytes of the three tensors once; 2*N*P*Q*K*(C/g)*R*S flops at the FMA rate. At 3x3 and 4 bytes an
+// element, C/g = 4 is bound by memory, C/g = 8 by both, more by FMA. Per byte: the input is read 1 + halo
+// times, 1.2 to 1.4 at 3x3; the weights once a block. Waste: none
+// in products but for the overhang of a tile. A step of 4 channels costs a thread 4 pixel vectors (4 shared
+// wavefronts a warp each) and KO broadcasts for 16 * KO products: bound by FMA at KO = 8, by shared memory
+// and FMA alike at KO = 4, which only K/g = 4, 12, 20, 28 take.
+// Registers (ptxas, float; sm_80, sm_90a): 79, 80 at KO = 4, three blocks an SM; 121, 128 at KO = 8, two.
+// Half precision comes here only where image_mma_kernel's tables or weights do not fit.
 // Why: the generic kernel multiplies 32 columns for a group's K/g filters and gathers x for each tap anew.
 #pragma once
 
@@ -23,6 +27,10 @@ namespace fastcnn::grouped {
 
 inline constexpr int kWarpPixels = 128;
 inline constexpr int kThreadPixels = kWarpPixels / 32;
+
+// 8 filters a thread need more registers than three blocks an SM leave.
+template <int KO>
+inline constexpr int kImageBlocksPerSm = KO == 4 ? 3 : 2;
 
 template <class T>
 struct ImageShared {
@@ -62,8 +70,8 @@ __device__ inline void bring_weights(SharedArray<T, N>& arena, int arena_start,
 }
 
 template <class T, bool Dgrad, int KO>
-__global__ __launch_bounds__(kGroupedThreads,
-                             2) void image_kernel(const __grid_constant__ GroupedImageParams params) {
+__global__ __launch_bounds__(kGroupedThreads, kImageBlocksPerSm<KO>) void image_kernel(
+    const __grid_constant__ GroupedImageParams params) {
   auto& arena = shared_memory<ImageShared<T>>().arena;
   int slab;
   const int chunk = params.slabs.divide(static_cast<int>(blockIdx.x), slab);

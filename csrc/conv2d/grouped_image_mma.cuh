@@ -7,10 +7,13 @@
 // less, so that only the last step of a phase is padded. Padded chunks read zeros, not pixels: an infinity
 // times a zero weight would be NaN. Sums are exchanged among the 4 lanes of a row, so that each lane ends
 // with 8 filters of a pixel: one 16-byte store.
-// Floor: bytes of the three tensors once; the tensor cores need 2*N*P*Q*K*(C/g)*R*S flops, times 2 for
-// K/g = 4 (8 columns), times 10/9 (octets) or 12/9 (quads) for the last step of C/g = 8 (4) at 3x3: a
-// quarter of the bytes' time or less. Memory bounds it to C/g = 32. Per byte: x is read 1 + halo times, from
-// shared memory R*S times per 8 * NT filters. Why: on FMA units C/g >= 8 needs more time than its bytes.
+// Floor: bytes of the three tensors once; the tensor cores need 2*N*P*Q*K*(C/g)*R*S flops, which take less
+// time than the bytes up to C/g = 32 at 3x3. Waste: 2 times the flops at K/g = 4 (8 columns), and the padding
+// of a phase's last step: at 3x3 10/9 for C/g = 8, 12/9 for 4; at 1x1 2 and 4. Per byte: x is read 1 + halo
+// times from memory, and R*S times per 8 * NT filters from shared memory (4 wavefronts for 16 pixels x 16).
+// Registers (ptxas, bfloat16; sm_80, sm_90a): 77, 78 at NT = 1, three blocks an SM; 101, 109 at NT = 2 and
+// 127, 126 at NT = 4, two.
+// Why: on FMA units C/g >= 8 needs more time than its bytes.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -38,6 +41,7 @@ struct MmaShared {
   SharedArray<T, kArena<T>> arena;             // the box, a vector of zeros, the weights' fragments
   SharedArray<int, kGroupedMmaSlots> seen;     // where a pixel of the tile sees tap 0 of the box
   SharedArray<int, kGroupedMaxChunks> chunks;  // from there to a chunk of channels of a tap; -1 for padding
+  SharedArray<int, kGroupedMmaTaps> taps;      // the first reduction index of a tap (r * S + s), or -1
   SharedArray<float, kGroupedMmaFilters + 8> bias;
 };
 
@@ -48,54 +52,76 @@ __device__ inline int fragment_index(int steps, int out, int step, int k) {
   return ((out / 8 * steps + step) * 32 + lane) * 4 + k / 8 * 2 + k % 2;
 }
 
-// The taps' chunks, and the weights of the slab in the order of fragments. The table must hold -1, the
-// weights zeros before.
-template <class T, bool Dgrad, int Chunk, int NT>
-__device__ inline void bring_fragments(MmaShared<T>& shared, int arena_start,
-                                       const GroupedImageParams& params, int slab) {
+// Where the chunks of every tap that the box has stand in the order of reduction, and the taps' first
+// reduction indices. The tables must hold -1 before.
+template <class T, int Chunk>
+__device__ inline void write_tables(MmaShared<T>& shared, const GroupedImageParams& params) {
   const GroupedAxis &axis_h = params.axis_h, &axis_w = params.axis_w;
-  const int group_filters = Dgrad ? params.group_in : params.group_out;
-  const int group_channels = Dgrad ? params.group_out : params.group_in;
-  const int rows = axis_h.start[axis_h.phases], columns = axis_w.start[axis_w.phases];
+  const int columns = axis_w.start[axis_w.phases];
   const int group_chunks = params.group_in / Chunk;
-  const int group_columns = params.group_blocks * 8 * NT;
-  const int pairs = params.slab_groups * group_filters * group_channels;
-  const T* const data = static_cast<const T*>(params.weight.data);
-  for (int row = 0; row < rows; ++row) {
+  for (int row = 0; row < axis_h.start[axis_h.phases]; ++row) {
     const int phase_h = axis_h.phase[row];
     for (int column = 0; column < columns; ++column) {
       const int phase_w = axis_w.phase[column];
       const int phase_columns = axis_w.start[phase_w + 1] - axis_w.start[phase_w];
-      const int first_step = params.step_start[phase_h * axis_w.phases + phase_w];
       const int tap = (row - axis_h.start[phase_h]) * phase_columns + column - axis_w.start[phase_w];
+      const int first = params.step_start[phase_h * axis_w.phases + phase_w] * 16 + tap * params.group_in;
       const int box = (axis_h.offset[row] * params.box.columns + axis_w.offset[column]) * params.box.pitch;
       for (int chunk = threadIdx.x; chunk < group_chunks; chunk += blockDim.x) {
-        shared.chunks.store(first_step * (16 / Chunk) + tap * group_chunks + chunk, box + chunk * Chunk);
+        shared.chunks.store(first / Chunk + chunk, box + chunk * Chunk);
       }
+      if (threadIdx.x == 0)
+        shared.taps.store(axis_h.tap[row] * params.weight_s.divisor() + axis_w.tap[column], first);
     }
   }
-  for (int pair = threadIdx.x; pair < pairs; pair += blockDim.x) {
-    int c, k;
-    const int slab_group = params.weight_k.divide(params.weight_c.divide(pair, c), k);
-    const int group = slab * params.slab_groups + slab_group;
-    if (group >= params.groups) continue;
-    const T* const source = data +
-                            (static_cast<int64_t>(group) * group_filters + k) * params.weight.stride_n +
-                            c * params.weight.stride_c;
-    const int in = Dgrad ? k : c;
-    const int out = slab_group * group_columns + (Dgrad ? c : k);
-    for (int row = 0; row < rows; ++row) {
-      const int phase_h = axis_h.phase[row];
-      for (int column = 0; column < columns; ++column) {
-        const int phase_w = axis_w.phase[column];
-        const int phase_columns = axis_w.start[phase_w + 1] - axis_w.start[phase_w];
-        const int first_step = params.step_start[phase_h * axis_w.phases + phase_w];
-        const int tap = (row - axis_h.start[phase_h]) * phase_columns + column - axis_w.start[phase_w];
-        const int k_index = tap * params.group_in + in;
-        shared.arena.store(
-            arena_start + fragment_index(params.steps, out, first_step + k_index / 16, k_index % 16),
-            load_global(source + axis_h.tap[row] * params.weight.stride_h +
-                        axis_w.tap[column] * params.weight.stride_w));
+}
+
+// The weights of the slab in the order of fragments, E neighbours in memory at a time. The fragments must
+// hold zeros before.
+template <class T, bool Dgrad, int NT, int E>
+__device__ inline void bring_fragments(MmaShared<T>& shared, int arena_start,
+                                       const GroupedImageParams& params, int slab) {
+  const int group_filters = params.weight_k.divisor(), taps = params.weight_taps.divisor();
+  const int group_channels = params.weight_c.divisor();
+  const int group_columns = params.group_blocks * 8 * NT;
+  const int filters = min(params.slab_groups, params.groups - slab * params.slab_groups) * group_filters;
+  const int runs = filters * params.weight_runs.divisor();
+  const T* const data = static_cast<const T*>(params.weight.data) + static_cast<int64_t>(slab) *
+                                                                        params.slab_groups * group_filters *
+                                                                        params.weight.stride_n;
+#pragma unroll 4
+  for (int index = threadIdx.x; index < runs; index += blockDim.x) {
+    int run, k, c, tap;
+    const int filter = params.weight_runs.divide(index, run);
+    const int slab_group = params.weight_k.divide(filter, k);
+    if (params.weight_channels_inner) {
+      tap = params.weight_c.divide(run * E, c);
+    } else {
+      c = params.weight_taps.divide(run * E, tap);
+    }
+    int64_t offset = filter * params.weight.stride_n;
+    if (E > 1) {
+      offset += run * E;
+    } else {
+      int s;
+      const int r = params.weight_s.divide(tap, s);
+      offset += c * params.weight.stride_c + r * params.weight.stride_h + s * params.weight.stride_w;
+    }
+    const Vector<T, E> values = load_global<E>(data + offset);
+#pragma unroll
+    for (int e = 0; e < E; ++e) {
+      const int first = shared.taps.load(tap);
+      const int reduction = first + (Dgrad ? k : c);
+      // A tap that no pixel of a small image is reached by has no place.
+      if (first >= 0) {
+        const int column = slab_group * group_columns + (Dgrad ? c : k);
+        shared.arena.store(arena_start + fragment_index(params.steps, column, reduction / 16, reduction % 16),
+                           values[e]);
+      }
+      if (params.weight_channels_inner) {
+        if (++c == group_channels) c = 0, ++tap;
+      } else {
+        if (++tap == taps) tap = 0, ++c;
       }
     }
   }
@@ -239,12 +265,20 @@ __global__ __launch_bounds__(kGroupedThreads, kMmaBlocksPerSm<NT>) void image_mm
       shared.bias.store(at, exists ? load_bias<T>(params.epilogue, filter) : 0.0f);
     }
   }
+  for (int tap = threadIdx.x; tap < params.weight_taps.divisor(); tap += blockDim.x)
+    shared.taps.store(tap, -1);
   const int fragments = params.filter_blocks * block_weights + kVector<T>;
   for (int at = threadIdx.x * kVector<T>; at < fragments; at += blockDim.x * kVector<T>) {
     shared.arena.template store_vector<kVector<T>>(zeros + at, Vector<T, kVector<T>>{});
   }
   __syncthreads();
-  bring_fragments<T, Dgrad, Chunk, NT>(shared, weights, params, slab);
+  write_tables<T, Chunk>(shared, params);
+  __syncthreads();
+  if (params.weight_dense) {
+    bring_fragments<T, Dgrad, NT, kVector<T>>(shared, weights, params, slab);
+  } else {
+    bring_fragments<T, Dgrad, NT, 1>(shared, weights, params, slab);
+  }
 
   const int items = params.filter_blocks * params.pixel_blocks;
   const int first_tile = block_chunk * params.tiles_per_block;

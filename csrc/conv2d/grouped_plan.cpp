@@ -286,6 +286,23 @@ std::optional<GroupedPlan> plan_image(Conv2dPass pass, const Conv2dParams& param
   return plan;
 }
 
+// Whether each filter is one run of whole, aligned 16-byte vectors of half precision, channels inside or
+// outside.
+bool dense_filters(const Conv2dParams& params) {
+  const Conv2dProblem& problem = params.problem;
+  const TensorView& weight = params.weight;
+  const int channels = problem.channels_per_group(), taps = problem.r * problem.s;
+  const auto steps = [](int extent, int64_t stride, int64_t expected) {
+    return extent == 1 || stride == expected;
+  };
+  const bool outside = steps(problem.s, weight.stride_w, 1) && steps(problem.r, weight.stride_h, problem.s) &&
+                       steps(channels, weight.stride_c, taps);
+  const bool inside = steps(channels, weight.stride_c, 1) && steps(problem.s, weight.stride_w, channels) &&
+                      steps(problem.r, weight.stride_h, int64_t{channels} * problem.s);
+  return (outside || inside) && channels * taps % 8 == 0 && weight.stride_n % 8 == 0 &&
+         reinterpret_cast<uintptr_t>(weight.data) % 16 == 0;
+}
+
 // Half precision on tensor cores. Nothing where the weights of a group, or the tables of taps, are too many.
 std::optional<GroupedPlan> plan_image_mma(Conv2dPass pass, const Conv2dParams& params, const Chip& chip,
                                           int most_slab_groups) {
@@ -307,7 +324,10 @@ std::optional<GroupedPlan> plan_image_mma(Conv2dPass pass, const Conv2dParams& p
       image.steps += static_cast<int>(ceil_div(taps * image.group_in, 16));
     }
     image.step_start[phases_h * phases_w] = image.steps;
-    if (image.steps * 16 / (image.group_in % 8 == 0 ? 8 : 4) > kGroupedMaxChunks) return std::nullopt;
+    if (image.steps * 16 / (image.group_in % 8 == 0 ? 8 : 4) > kGroupedMaxChunks ||
+        problem.r * problem.s > kGroupedMmaTaps) {
+      return std::nullopt;
+    }
 
     // 20 and 24 filters are three blocks of 8, not one of 32.
     const int columns = static_cast<int>(ceil_div(image.group_out, 8));
@@ -332,8 +352,15 @@ std::optional<GroupedPlan> plan_image_mma(Conv2dPass pass, const Conv2dParams& p
     image.group_block_div = FastDiv(image.group_blocks);
     image.vector_store =
         channels_align(params.output, problem.n, image.out_h, image.out_w, 8, 2) && image.group_out % 8 == 0;
+    image.weight_s = FastDiv(problem.s);
+    image.weight_taps = FastDiv(problem.r * problem.s);
+    image.weight_channels_inner = params.weight.stride_c == 1 && problem.r * problem.s > 1;
+    image.weight_dense = dense_filters(params);
+    const int filter_size = problem.channels_per_group() * problem.r * problem.s;
+    image.weight_runs = FastDiv(image.weight_dense ? filter_size / 8 : filter_size);
     plan.threads = kGroupedThreads;
-    plan.shared_bytes += (kGroupedMmaSlots + kGroupedMaxChunks + kGroupedMmaFilters + 8) * sizeof(int);
+    plan.shared_bytes +=
+        (kGroupedMmaTaps + kGroupedMmaSlots + kGroupedMaxChunks + kGroupedMmaFilters + 8) * sizeof(int);
     return plan;
   }
   return std::nullopt;

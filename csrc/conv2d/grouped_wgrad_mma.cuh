@@ -11,6 +11,7 @@
 // block's other groups, too, and drop that: 2 times the flops at K/g = 8, none dropped at 16 and 32. The
 // planner leaves to FMA units what would drop more (K/g = 4). Per byte: dy is read once, x 1 + halo times.
 // Bound by memory to C/g = 16, by shared memory (two wavefronts an mma) at 32.
+// Registers (ptxas; sm_80, sm_90a): 101, 112: two blocks an SM.
 // Why: on FMA units C/g >= 8 needs a multiple of the bytes' time.
 #pragma once
 

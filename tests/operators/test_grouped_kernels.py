@@ -59,6 +59,7 @@ SHAPES = [
     grouped("uneven-stride", 4, 4, 3, (9, 12), stride=(1, 3), **SAME),
     grouped("stride-over-kernel", 8, 4, 3, (13, 14), (2, 2), stride=(5, 3)),
     grouped("stride-over-image", 4, 4, 3, (5, 4), stride=(9, 9), **SAME),
+    grouped("taps-that-reach-nothing", 8, 8, 3, (2, 2), stride=(3, 3), **SAME),
     grouped("dilated", 4, 4, 5, (9, 12), padding=(2, 2, 3, 3), dilation=(2, 3)),
     grouped(
         "dilated-strided", 8, 8, 3, (12, 11), (3, 2), stride=(2, 3), padding=(3, 3, 1, 1), dilation=(3, 2)
