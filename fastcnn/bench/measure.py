@@ -212,15 +212,16 @@ def _check(
         return right, accuracy
     try:
         accuracy[OURS] = errors(_run(ours, operands), truth)
+        baselines = {name: seen for name, seen in accuracy.items() if name != OURS}
+        found["wrong"] = fault_of_ours(accuracy[OURS], baselines, problem.rule)
+        if found["wrong"] is None and problem.further_fault is not None:
+            found["wrong"] = problem.further_fault(operands)
     except torch.OutOfMemoryError:
         raise
     except WrongShape as error:
         found["wrong"] = str(error)
     except Exception as error:
         found["wrong"] = f"it failed: {_sentence(error)}"
-    else:
-        baselines = {name: seen for name, seen in accuracy.items() if name != OURS}
-        found["wrong"] = fault_of_ours(accuracy[OURS], baselines, problem.rule)
     return ([] if found["wrong"] else [ours]) + right, accuracy
 
 

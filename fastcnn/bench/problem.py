@@ -61,6 +61,9 @@ class Problem:
         missing: contender -> why it does not compete here.
         work: bytes and flops, for the roofline; None where they say nothing.
         kernel: the planner's choice, or None.
+        oracle: the dtype in which `truth` really computes.
+        further_fault: what else may be wrong with ours, on a set of operands; None if nothing is.
+        host_time_only: the case is about the host's time and has no device time.
     """
 
     ways: list[Way]
@@ -74,6 +77,7 @@ class Problem:
     work: tuple[int, int] | None = None
     kernel: dict | None = None
     oracle: str = "float64"
+    further_fault: Callable[[Operands], str | None] | None = None
     host_time_only: bool = False
 
 
@@ -88,8 +92,16 @@ def results(result: Result) -> Operands:
 
 def laid_out(operands: Sequence[Tensor], layout: str) -> Operands:
     """4-D tensors in a layout, the others as they are."""
-    memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
-    return tuple(t.contiguous(memory_format=memory_format) if t.dim() == 4 else t for t in operands)
+    bring = channels_last if layout == "channels_last" else Tensor.contiguous
+    return tuple(bring(t) if t.dim() == 4 else t for t in operands)
+
+
+def channels_last(tensor: Tensor) -> Tensor:
+    """The tensor in NHWC, by its strides too: those of one channel, or of one pixel, could mean both layouts,
+    and where they are left as they were torch and we take them for NCHW."""
+    tensor = tensor.contiguous(memory_format=torch.channels_last)
+    _, c, h, w = tensor.shape
+    return tensor.as_strided(tensor.shape, (h * w * c, 1, w * c, c))
 
 
 def sizeof(tensors: Sequence[Tensor]) -> int:

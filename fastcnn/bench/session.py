@@ -33,7 +33,9 @@ def gpu_settings(*, autotune: bool = True) -> Settings:
     torch.cuda.init()
     missing = None
     if not _library.kernels_for("cuda"):
-        missing = _library.load_error or _library.gpu_sentence()
+        missing = _library.load_error or "the library that is loaded is not one for CUDA"
+        if _library.uncovered_gpus:
+            missing = _library.gpu_sentence()
     return Settings(default_timer(), autotune=autotune, without_ours=missing)
 
 

@@ -93,6 +93,22 @@ def test_a_whole_model_agrees(operators_on_cpu, nothing_compiled, monkeypatch, o
     assert found.get("oracle") == ("float32" if op == "model_training" else None)
 
 
+def test_wrong_gradients_of_a_model_are_refused(operators_on_cpu, nothing_compiled, monkeypatch):
+    """Its results are right, and only a backward pass of ours is off."""
+    from fastcnn import _autograd
+
+    honest = _autograd._conv2d_grads
+
+    def off(ctx, *grads):
+        found = list(honest(ctx, *grads))
+        return [None if grad is None else 1.1 * grad for grad in found]
+
+    monkeypatch.setattr(_autograd, "_conv2d_grads", off)
+    step = OtherRow("small_cnn_step", "small_cnn", batch=3, image=(1, 28, 28))
+    found = measure(expand([step])[0], wall_settings())
+    assert found["wrong"].startswith("gradients in float32: rms error")
+
+
 def test_the_twin_of_the_small_cnn_has_its_weights():
     from fastcnn import models
 

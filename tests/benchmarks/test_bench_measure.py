@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+from fastcnn._shapes import suggests_channels_last
 from fastcnn.bench import calls, check
 from fastcnn.bench.check import Errors, errors, fault_of_baseline, fault_of_ours
 from fastcnn.bench.measure import measure
-from fastcnn.bench.problem import Rule, rounding
+from fastcnn.bench.problem import Rule, laid_out, rounding
 from tests.benchmarks.bench_helpers import CASE, CEILINGS, Clock, fake_settings, made_up, wall_settings
 
 
@@ -129,6 +130,15 @@ def test_a_wrong_kernel_of_the_package_is_refused(operators_on_cpu, monkeypatch)
     assert "error" in found["wrong"]
     assert found["contenders"]
     assert "fastcnn" not in found["contenders"]
+
+
+def test_one_channel_in_nhwc_is_taken_for_nhwc():
+    (x,) = laid_out([torch.randn(2, 1, 4, 5)], "channels_last")
+    assert suggests_channels_last(x)
+    wide = torch.randn(2, 3, 4, 5)
+    (y,) = laid_out([wide], "channels_last")
+    assert y.stride() == wide.contiguous(memory_format=torch.channels_last).stride()
+    assert torch.equal(y, wide)
 
 
 def test_an_infinite_or_missing_value_is_an_infinite_error():
