@@ -6,14 +6,17 @@ import pytest
 
 from fastcnn.bench.cases import Case
 from fastcnn.bench.problem import OURS
-from fastcnn.bench.session import Session
+from fastcnn.bench.session import DeviceLost, Session
 
 
 def test_bench(case: Case, bench_session: Session, benchmark, request: pytest.FixtureRequest) -> None:
     """Fails where our result is wrong; skips what cannot be measured here, with the reason."""
     if bench_session.time_is_up:
         pytest.skip("the budget of --seconds is used up")
-    found = bench_session.measure(case)
+    try:
+        found = bench_session.measure(case)
+    except DeviceLost as error:
+        pytest.exit(str(error), returncode=pytest.ExitCode.INTERNAL_ERROR)
     benchmark.extra_info.update(found)
     if found["wrong"]:
         pytest.fail(f"not timed, since it is wrong: {found['wrong']}", pytrace=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -369,4 +370,5 @@ def _tidy(settings: Settings) -> None:
     torch._dynamo.reset()
     gc.collect()
     if settings.timer.device.type == "cuda":
-        torch.cuda.empty_cache()
+        with suppress(RuntimeError):  # after an illegal access nothing works, and the case's reason says so
+            torch.cuda.empty_cache()

@@ -22,6 +22,10 @@ class NoDevice(RuntimeError):
     """There is nothing here to measure on; the message says so."""
 
 
+class DeviceLost(RuntimeError):
+    """CUDA can no longer be used in this process, as after an illegal access; the message names the case."""
+
+
 def gpu_settings(*, autotune: bool = True) -> Settings:
     """How the current GPU is measured. Initialises CUDA.
 
@@ -92,11 +96,20 @@ class Session:
         )
 
     def measure(self, case: Case) -> dict:
-        """Measures one case and adds it to the record."""
+        """Measures one case and adds it to the record.
+
+        Raises:
+            DeviceLost: nothing more can be measured; the case is in the record, with the reason.
+        """
         self.start()
         found = measure(case, self.settings)
         self.cases.append(found)
         self.record.add(found)
+        if self.settings.timer.device.type == "cuda":
+            try:
+                torch.cuda.synchronize()
+            except RuntimeError as error:
+                raise DeviceLost(f"CUDA was lost in {case.id}: {str(error).splitlines()[0]}") from error
         return found
 
     def run(self, cases: Sequence[Case]) -> Iterator[dict]:

@@ -11,7 +11,7 @@ from .._extras import check_installed, require
 from ..bench import show
 from ..bench.cases import Case, expand, quick
 from ..bench.networks import find_model
-from ..bench.session import NoDevice, Session, gpu_settings
+from ..bench.session import DeviceLost, NoDevice, Session, gpu_settings
 from ..bench.suites import POOL_OPS, ConvRow, OtherRow, PoolRow, Row, SuiteError, select, sizes
 from .errors import UserError
 from .progress import is_terminal
@@ -59,7 +59,7 @@ def main(arguments: argparse.Namespace) -> int:
 def run(cases: Sequence[Case], session: Session, arguments: argparse.Namespace) -> int:
     """Measures the cases and reports. Ctrl-C ends the measuring; what was measured is reported and kept.
 
-    Exit status: 0; 1 if a result of ours was wrong; 130 after Ctrl-C.
+    Exit status: 0; 1 if a result of ours was wrong or the device was lost; 130 after Ctrl-C.
     """
     console = require("rich.console", EXTRA).Console()
     if session.settings.without_ours:
@@ -68,6 +68,7 @@ def run(cases: Sequence[Case], session: Session, arguments: argparse.Namespace) 
             file=sys.stderr,
         )
     interrupted = False
+    lost = None
     try:
         with _progress(len(cases)) as advance:
             advance("measuring what the device can do at best", 0)
@@ -78,12 +79,17 @@ def run(cases: Sequence[Case], session: Session, arguments: argparse.Namespace) 
         session.finish()
     except KeyboardInterrupt:
         interrupted = True
-        if session.record is not None and session.record.path is not None:
-            session.record.save()
+    except DeviceLost as error:
+        lost = str(error)
+    if (interrupted or lost) and session.record is not None and session.record.path is not None:
+        session.record.save()
     _report(session, console, arguments)
     if interrupted:
         print(f"interrupted after {len(session.cases)} of {len(cases)} cases", file=sys.stderr)
         return INTERRUPTED
+    if lost:
+        print(f"fastcnn: {lost}; nothing after it could be measured", file=sys.stderr)
+        return 1
     return 1 if any(case["wrong"] for case in session.cases) else 0
 
 

@@ -150,6 +150,22 @@ def test_an_interrupt_keeps_what_was_measured(operators_on_cpu, tmp_path, capsys
     assert "interrupted after 1 of 5 cases" in capsys.readouterr().err
 
 
+def test_a_lost_device_ends_the_run_with_what_there_is(
+    operators_on_cpu, tmp_path, capsys, results, monkeypatch
+):
+    run = Session(wall_settings(), path=results.json)
+    honest = run.measure
+
+    def measure(case):
+        honest(case)
+        raise session.DeviceLost("CUDA was lost in the case")
+
+    monkeypatch.setattr(run, "measure", measure)
+    assert command.run([CASE, CASE], run, results) == 1
+    assert "CUDA was lost in the case; nothing after it" in capsys.readouterr().err
+    assert len(json.loads((tmp_path / "record.json").read_text())["cases"]) == 1
+
+
 def test_a_wrong_result_makes_the_exit_status_1(operators_on_cpu, capsys, results, monkeypatch):
     wrong = made_up.case("own", "layer", "conv2d_fprop", {"cudnn_nchw": 1.0}) | {"wrong": "it is off"}
     monkeypatch.setattr(
