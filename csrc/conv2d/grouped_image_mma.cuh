@@ -333,7 +333,7 @@ __global__ __launch_bounds__(kGroupedThreads, kMmaBlocksPerSm<NT>) void image_mm
             gather_row(pairs, lane % 4, row);
             const int group_filter = (group_block * NT + n) * 8;
             const int left = params.group_out - group_filter;
-            if (!inside || left <= 0) continue;
+            if (!inside) continue;
             const int slab_filter = slab_group * params.group_out + group_filter;
             const int64_t offset = pixel + (slab * params.slab_out + slab_filter) * params.output.stride_c;
             float bias[8] = {};
