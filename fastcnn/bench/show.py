@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from fastcnn._extras import require
 from fastcnn.bench.problem import OURS
@@ -62,20 +63,25 @@ def setting(case: Case) -> str:
     return f"{'tf32' if case['tf32'] else dtype} {layout}"
 
 
-def table(cases: Sequence[Case], title: str = "fastcnn bench"):
-    """A rich table, one line a case; the ratio is green, red, or yellow where it may as well be 1."""
+def operation(op: str) -> str:
+    """ "wgrad", "fwd+bwd", "max_pool2d bwd": an operation as a table has it."""
+    op = op.removeprefix("conv2d_")
+    if op.endswith("forward_backward"):
+        return f"{op.removesuffix('forward_backward').rstrip('_')} fwd+bwd".strip()
+    return f"{op.removesuffix('_backward')} bwd" if op.endswith("_backward") else op
+
+
+def table(cases: Sequence[Case], title: str = "fastcnn bench", width: int = 200):
+    """A rich table, one line a case; the ratio is green, red, or yellow where it may as well be 1. What a
+    console of `width` characters has no room for is left out, the most telling columns last."""
     rich = require("rich.table", EXTRA)
     text = require("rich.text", EXTRA).Text
-    shown = rich.Table(title=title, title_justify="left", box=require("rich.box", EXTRA).SIMPLE_HEAD)
-    shown.add_column("layer", overflow="fold")
-    shown.add_column("operation", overflow="fold")
-    shown.add_column("tensors", no_wrap=True)
-    for name in ("fastcnn us", "best us"):
-        shown.add_column(name, justify="right", no_wrap=True)
-    shown.add_column("best of torch", overflow="fold")
-    for name in ("ratio [95 %]", "rate", "roof"):
-        shown.add_column(name, justify="right", no_wrap=True)
-    shown.add_column("kernel", overflow="fold")
+    columns = [column for column in _COLUMNS if width >= column.from_width]
+    shown = rich.Table(
+        title=title, title_justify="left", box=require("rich.box", EXTRA).SIMPLE_HEAD, padding=(0, 1)
+    )
+    for column in columns:
+        shown.add_column(column.head, justify=column.justify, no_wrap=True, overflow="ellipsis")
     suite = None
     for case in cases:
         if case["suite"] != suite:
@@ -84,16 +90,7 @@ def table(cases: Sequence[Case], title: str = "fastcnn bench"):
             shown.add_row(text(suite, style="bold"))
         style = "bold red" if case["wrong"] else _STYLES[verdict(case)]
         shown.add_row(
-            text(_layer(case)),
-            text(case["op"].removeprefix("conv2d_")),
-            text(setting(case)),
-            text(_time(case, OURS)),
-            text(_time(case, case["baseline"])),
-            text(case["baseline"] or "-"),
-            text(_ratio(case), style=style),
-            text(_rate(case)),
-            text(_percent(case)),
-            text((case["kernel"] or {}).get("name", "")),
+            *(text(c.cell(case), style=style if c.head.startswith("ratio") else "") for c in columns)
         )
     return shown
 
@@ -138,7 +135,7 @@ def closing_lines(cases: Sequence[Case]) -> list[tuple[str, str]]:
 def print_report(cases: Sequence[Case], console, title: str = "fastcnn bench") -> None:
     """The table and what it amounts to, on a rich console."""
     if cases:
-        console.print(table(cases, title))
+        console.print(table(cases, title, console.width))
     for style, line in closing_lines(cases):
         console.print(line, style=style, highlight=False, markup=False, soft_wrap=True)
 
@@ -172,6 +169,39 @@ def _rate(case: Case) -> str:
 def _percent(case: Case) -> str:
     return "" if case["percent_of_roofline"] is None else f"{case['percent_of_roofline']:.0f} %"
 
+
+def _best(case: Case) -> str:
+    return _WAYS.get(case["baseline"], case["baseline"] or "-")
+
+
+_WAYS = {
+    "cudnn_channels_last": "cuDNN NHWC",
+    "cudnn_nchw": "cuDNN NCHW",
+    "cudnn_fused": "cuDNN fused",
+    "aten_native": "ATen native",
+    "compile_max_autotune": "max-autotune",
+}
+
+
+class _Column(NamedTuple):
+    head: str
+    cell: Callable[[Case], str]
+    justify: str = "left"
+    from_width: int = 0
+
+
+_COLUMNS = (
+    _Column("layer", _layer),
+    _Column("operation", lambda case: operation(case["op"])),
+    _Column("tensors", setting, from_width=90),
+    _Column("fastcnn us", lambda case: _time(case, OURS), "right"),
+    _Column("best us", lambda case: _time(case, case["baseline"]), "right"),
+    _Column("best of torch", _best, from_width=105),
+    _Column("ratio [95 %]", _ratio, "right"),
+    _Column("rate", _rate, "right", 120),
+    _Column("roof", _percent, "right", 130),
+    _Column("kernel", lambda case: (case["kernel"] or {}).get("name", ""), from_width=150),
+)
 
 _CSV_FIELDS = (
     *("id", "suite", "layer", "count", "op", "dtype", "layout", "tf32", "baseline"),

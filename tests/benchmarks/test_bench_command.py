@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -229,6 +230,23 @@ def test_a_table_shows_losses_refusals_and_what_was_skipped(capsys):
         "skipped: compile (1 case): no",
     ):
         assert text in printed
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_narrow_table_keeps_what_tells_most(width):
+    from rich.console import Console
+
+    console = Console(width=width, record=True, file=StringIO())
+    console.print(show.table(fixture_cases(), "FIXTURE", width))
+    (line,) = (line for line in console.export_text().splitlines() if "quick x3" in line)
+    ratio = fixture_cases()[0]["ratio"]
+    assert f"{ratio['value']:.2f} [{ratio['low']:.2f} {ratio['high']:.2f}]" in line
+    assert ("cuDNN NCHW" in line) == (width == 120)
+
+
+def test_operations_are_short_in_a_table():
+    shown = {show.operation(case.op) for case in command.chosen_cases(parsed("--suite", "main"))}
+    assert {"fprop", "fwd+bwd", "max_pool2d bwd", "max_pool2d fwd+bwd", "small_cnn_step"} <= shown
 
 
 def test_a_picture_has_a_panel_for_each_operation_and_setting(tmp_path):
