@@ -11,8 +11,8 @@
 // time than the bytes up to C/g = 32 at 3x3. Waste: 2 times the flops at K/g = 4 (8 columns), and the padding
 // of a phase's last step: at 3x3 10/9 for C/g = 8, 12/9 for 4; at 1x1 2 and 4. Per byte: x is read 1 + halo
 // times from memory, and R*S times per 8 * NT filters from shared memory (4 wavefronts for 16 pixels x 16).
-// Registers (ptxas, bfloat16; sm_80, sm_90a): 77, 78 at NT = 1, three blocks an SM; 101, 109 at NT = 2 and
-// 127, 126 at NT = 4, two.
+// Registers (ptxas, bfloat16, the most of a kind; sm_80, sm_90a): 77, 78 at NT = 1, three blocks an SM; 100,
+// 108 at NT = 2 and 127, 126 at NT = 4, two (fprop by octets at NT = 2: 80, three).
 // Why: on FMA units C/g >= 8 needs more time than its bytes.
 #pragma once
 
@@ -33,8 +33,8 @@ inline constexpr int kMmaRows = 4;  // 16-pixel tiles of a warp at a time
 static_assert(kMmaRows * 16 == kGroupedMmaPixels);
 
 // A wide block of filters needs more registers than three blocks an SM leave.
-template <int NT>
-inline constexpr int kMmaBlocksPerSm = NT == 1 ? 3 : 2;
+template <bool Dgrad, int Chunk, int NT>
+inline constexpr int kMmaBlocksPerSm = NT == 1 || (NT == 2 && Chunk == 8 && !Dgrad) ? 3 : 2;
 
 template <class T>
 struct MmaShared {
@@ -237,7 +237,7 @@ __device__ inline void store_filters(const GroupedImageParams& params, const flo
 }
 
 template <class T, bool Dgrad, int Chunk, int NT>
-__global__ __launch_bounds__(kGroupedThreads, kMmaBlocksPerSm<NT>) void image_mma_kernel(
+__global__ __launch_bounds__(kGroupedThreads, kMmaBlocksPerSm<Dgrad, Chunk, NT>) void image_mma_kernel(
     const __grid_constant__ GroupedImageParams params) {
   auto& shared = shared_memory<MmaShared<T>>();
   int slab;

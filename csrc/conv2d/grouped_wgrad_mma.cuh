@@ -81,8 +81,8 @@ __global__ __launch_bounds__(kGroupedThreads,
                              octet * 8
                        : 0;
   }
+  // Past the slab's filters stands the next pixel; those sums are dropped.
   const int filter = first_filter + lane / 8 % 2 * 8;
-  const bool filter_exists = filter < params.dy.slab_channels;
   const uint32_t ones[2] = {pair_of_ones<T>(), pair_of_ones<T>()};
   const bool sums_bias = params.bias_grad != nullptr && part == 0;
 
@@ -97,7 +97,7 @@ __global__ __launch_bounds__(kGroupedThreads,
     for (int pixel = stream * 16; pixel < pixels; pixel += params.streams * 16) {
       uint32_t a[4];
       const int dy = shared.dy_pixel.load(pixel + lane / 16 * 8 + lane % 8);
-      ptx::ldmatrix_x4<true>(a, shared.arena.address(dy < 0 || !filter_exists ? zeros : dy + filter));
+      ptx::ldmatrix_x4<true>(a, shared.arena.address(dy < 0 ? zeros : dy + filter));
       const int x = shared.x_pixel.load(pixel + lane % 16);
 #pragma unroll
       for (int i = 0; i < kUnitPairs; ++i) {

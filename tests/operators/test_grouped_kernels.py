@@ -216,16 +216,20 @@ def test_other_shapes_are_the_generic_kernel_s(chip, case):
 def test_infinities_stay_where_torch_leaves_them(chip, channels, dtype):
     """In one group and one image row, beside groups and pixels that no product joins with it."""
     chip(132)
-    # Of 8 rows, stride 2 without padding reads 7: what stands in the last one must not be seen.
-    case = grouped("", channels, channels, 4, (8, 8), stride=(2, 2))
+    # Of 40 rows, stride 2 without padding reads 39: what stands in the last one must not be seen, though the
+    # last tile reaches over it.
+    case = grouped("", channels, channels, 4, (40, 31), stride=(2, 2))
     x, w, bias, dy = tensors(case, dtype, "nhwc", integers)
-    x[:, :, 7, :] = torch.inf
+    x[:, :, 39, :] = torch.inf
     x[0, 5, 2, 3] = torch.inf
     dy[1, 9, 1, 1] = torch.inf
+    # In a tile's first pixel, where one that does not exist would lie, were it not zeros.
+    x[0, channels, 1, 1] = torch.inf
+    dy[0, channels : 2 * channels, 0, 0] = 1
     for name, got, expected in zip(
         PASSES, results(case, x, w, bias, dy), references(case, x, w, bias, dy), strict=True
     ):
-        assert torch.equal(got.isfinite(), expected.isfinite()), name
+        assert_exact(got, expected, name)
 
 
 #: ResNeXt-50 32x4d's layers, with 8 of 32 groups, few images, on a chip as many times smaller.
