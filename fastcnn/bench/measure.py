@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -91,7 +92,6 @@ def measure(case: Case, settings: Settings, make: Callable[[Case, Settings], Pro
     no contenders, and every reason in "skipped".
     """
     found = blank(case)
-    _tidy(settings)
     try:
         with precision(case.tf32):
             problem = make(case, settings)
@@ -367,7 +367,8 @@ def _sentence(error: BaseException) -> str:
 
 def _tidy(settings: Settings) -> None:
     """Nothing of the last case is left: compiled code, tensors, cached memory."""
-    torch._dynamo.reset()
+    if "torch._dynamo" in sys.modules:  # importing it takes seconds, and nothing was compiled without it
+        torch._dynamo.reset()
     gc.collect()
     if settings.timer.device.type == "cuda":
         with suppress(RuntimeError):  # after an illegal access nothing works, and the case's reason says so
