@@ -62,8 +62,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--json-record", help="write a record as benchmarks/results/README.md describes it")
 
 
+MARKERS = (
+    "conv: convolutions: fprop, dgrad, wgrad, forward and backward, with bias and activation",
+    "depthwise: convolutions whose every channel is a group of its own",
+    "pool: max, average and adaptive pools, forward and backward",
+    "model: training steps and inference of whole networks",
+    "overhead: what a call costs the host",
+)
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[_CASES] = selected(config)
+    for marker in MARKERS:
+        config.addinivalue_line("markers", marker)
+    # Found late, as `pytest .` may find it, this file can add no options: then nothing is measured.
+    known = hasattr(config.option, "json_record")
+    config.stash[_CASES] = selected(config) if known else []
 
 
 def selected(config: pytest.Config) -> list[Case]:

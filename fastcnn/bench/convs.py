@@ -1,4 +1,8 @@
-"""Convolutions: ours beside cuDNN in both layouts and, for depthwise ones, ATen's own kernels."""
+"""Convolutions: ours beside cuDNN in both layouts and, for depthwise ones, ATen's own kernels.
+
+"cudnn_channels_last" and "cudnn_nchw" are torch's own calls with cuDNN on: where torch itself prefers ATen's
+kernel (depthwise, NCHW, most dtypes), that is what they time.
+"""
 
 from __future__ import annotations
 
