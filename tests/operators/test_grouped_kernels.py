@@ -319,3 +319,21 @@ def test_epilogue(chip, case, dtype, layout):
     y, kept = OPS.conv2d_with_preactivation(x, w, bias, residual, *case.geometry, "hardswish", 0.0, False)
     assert_exact(kept, expected, "preactivation")
     torch.testing.assert_close(y, F.hardswish(expected).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_a_strided_1x1_reads_what_it_uses(chip, dtype):
+    """A quarter of the pixels of x; so do taps that lie as far apart as the pixels."""
+    chip(1)
+    for case in (
+        grouped("", 8, 16, 4, (32, 32), (1, 1), stride=(2, 2)),
+        grouped("", 8, 8, 4, (33, 33), stride=(2, 2), padding=(2, 2, 2, 2), dilation=(2, 2)),
+    ):
+        x, w, bias, dy = tensors(case, dtype, "nhwc", integers)
+        controls().reset()
+        results(case, x, w, bias, dy)
+        fprop = controls().launches()[0]
+        gathered = 16 * fprop["global_loads"][16]
+        used = x[:, :, ::2, ::2].numel() * x.element_size()
+        weights = w.numel() * w.element_size()
+        assert used <= gathered <= 1.3 * used + 4 * weights
