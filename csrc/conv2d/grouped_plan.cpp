@@ -79,10 +79,7 @@ GroupedBox make_box(const TensorView& view, const GradActivation& activation, in
   box.slab_channels = slab_channels;
   box.pitch = pitch_of(slab_channels, vector);
   const auto aligned = [&](int width) {
-    TensorView saved = view;
-    saved.data = const_cast<void*>(activation.saved);
-    return channels % width == 0 && slab_channels % width == 0 &&
-           channels_align(view, n, h, w, width, bytes) && channels_align(saved, n, h, w, width, bytes);
+    return channels % width == 0 && slab_channels % width == 0 && channels_align(view, n, h, w, width, bytes);
   };
   box.access = aligned(vector) ? vector : (aligned(4) ? 4 : 1);
   box.channels_fast = box.access > 1 || w == 1 || view.stride_c < view.stride_w;
