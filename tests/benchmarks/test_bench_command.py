@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from io import StringIO
@@ -260,7 +261,11 @@ def test_a_picture_has_a_panel_for_each_operation_and_setting(tmp_path):
 def run_pytest(*argv, plugin=None):
     command = [sys.executable, "-m", "pytest", "benchmarks", "-q", *argv]
     command += ["-p", plugin] if plugin else []
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    # A run of its own, not a part of this one: pytest-benchmark measures nothing in a worker of pytest-xdist.
+    own = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    return subprocess.run(
+        command, cwd=ROOT, env=own, capture_output=True, text=True, check=False, timeout=300
+    )
 
 
 @no_gpu

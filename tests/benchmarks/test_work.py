@@ -162,7 +162,7 @@ def test_kernels_move_no_less_and_the_simplest_exactly_that(emulated_on_cpu):
         w = torch.randn(weight_shape).contiguous(memory_format=torch.channels_last)
         geometry = (stride, stride, *(padding,) * 4, 1, 1, groups)
         layer = {"stride": stride, "padding": padding, "groups": groups, "dtype": torch.float32}
-        dy = OPS.conv2d(x, w, None, *geometry, "none", False)
+        dy = OPS.conv2d(x, w, None, None, *geometry, "none", 0.0, False)
         assert moved() >= work("conv2d_fprop", x.shape, w.shape, **layer).bytes
         OPS.conv2d_dgrad(dy, w, 6, 6, *geometry, True, False)
         assert moved() >= work("conv2d_dgrad", x.shape, w.shape, **layer).bytes
