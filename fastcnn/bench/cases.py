@@ -133,6 +133,7 @@ _QUICK_CONVS = {
     ),
     "efficientnet_b0_224": (("features.5.1.block.1.0", ("fprop", "dgrad", "wgrad")),),
     "convnext_t_224": (("features.1.0.block.0", ("fprop", "dgrad", "wgrad")),),
+    "resnext50_224": (("layer2.1.conv2", ("fprop", "dgrad", "wgrad")),),
     "small_cnn_28": (
         ("conv1_n128", ("fprop", "wgrad", "act")),
         ("conv2_n128", ("fprop", "dgrad", "wgrad", "act")),

@@ -20,6 +20,7 @@ POOL_OPS = {
     "adaptive_max": "adaptive_max_pool2d",
     "adaptive_avg": "adaptive_avg_pool2d",
 }
+CONV_FILES = ("conv-shapes.csv", "more-conv-shapes.csv")
 #: Suites of rows that are not a layer's shape: they have one row, named like the suite.
 OTHER_SUITES = ("call_overhead", "small_cnn_step", "models")
 #: What a name stands for beside one suite.
@@ -31,7 +32,9 @@ MAIN = (
     "mobilenet_v2_224",
     "convnext_t_224",
     "efficientnet_b0_224",
+    "resnext50_224",
     "small_cnn_28",
+    "conv_probe",
     "pool_resnet50",
     "pool_vgg16",
     "pool_googlenet",
@@ -221,7 +224,7 @@ def shapes_folder() -> Path:
     """Where the CSV files are: inside an installed package, or in the checkout."""
     here = Path(__file__).resolve()
     for folder in (here.parent / "shapes", here.parents[2] / "benchmarks" / "shapes"):
-        if (folder / "conv-shapes.csv").is_file():
+        if (folder / CONV_FILES[0]).is_file():
             return folder
     raise SuiteError("the lists of shapes are missing from this installation: install fastcnn again")
 
@@ -270,8 +273,8 @@ def _pool_row(line: dict[str, str]) -> PoolRow:
 
 @cache
 def conv_rows() -> tuple[ConvRow, ...]:
-    """Every row of conv-shapes.csv."""
-    return tuple(map(_conv_row, _read("conv-shapes.csv")))
+    """Every row of conv-shapes.csv and more-conv-shapes.csv."""
+    return tuple(_conv_row(line) for name in CONV_FILES for line in _read(name))
 
 
 @cache

@@ -23,8 +23,9 @@ def named(row):
 
 def test_every_convolution_is_read_as_it_stands():
     rows = suites.conv_rows()
-    assert len(rows) == len(lines("conv-shapes.csv")) == 437
-    for row, line in zip(rows, lines("conv-shapes.csv"), strict=True):
+    expected = [line for name in suites.CONV_FILES for line in lines(name)]
+    assert len(rows) == len(expected) == 450
+    for row, line in zip(rows, expected, strict=True):
         assert (row.suite, named(row)) == (line["suite"], line["layer"])
         shape = row.shape()
         assert [str(shape[name]) for name in "NCHWKRS"] == [line[name] for name in "NCHWKRS"]
@@ -60,7 +61,7 @@ def test_names_lead_to_rows_and_groups_to_suites():
     assert all(isinstance(row, PoolRow) for row in suites.select(["pools"]))
     assert len(suites.select(["pools", "pool_vgg16"])) == 49
     assert all(isinstance(row, ConvRow) for row in suites.select(["convs"]))
-    assert len(suites.select(["all"])) == 437 + 49 + len(suites.OTHER_ROWS)
+    assert len(suites.select(["all"])) == 450 + 49 + len(suites.OTHER_ROWS)
     assert {row.suite for row in suites.select(["main"])} == set(suites.MAIN)
 
 
