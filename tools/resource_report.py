@@ -14,13 +14,13 @@ from __future__ import annotations
 import argparse
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import resource_budget
+from kernel_names import readable
 
 #: Kernels (a regular expression over the demangled name) that may keep a stack frame, and why.
 ALLOWED_STACKS: dict[str, str] = {}
@@ -79,21 +79,6 @@ def warnings(log: str) -> list[str]:
     ]
 
 
-def demangle(kernels: list[Kernel]) -> None:
-    """Turns the kernels' names into readable ones where c++filt is there."""
-    if not kernels or shutil.which("c++filt") is None:
-        return
-    names = "\n".join(kernel.name for kernel in kernels)
-    readable = subprocess.run(["c++filt"], input=names, capture_output=True, text=True, check=True).stdout
-    for kernel, name in zip(kernels, readable.splitlines(), strict=True):
-        kernel.name = _short(name)
-
-
-def _short(name: str) -> str:
-    name = name.replace("(anonymous namespace)::", "").replace("fastcnn::", "").removeprefix("void ")
-    return re.sub(r"\([^()]*\)$", "", name)
-
-
 def table(kernels: Sequence[Kernel]) -> str:
     """One line per kernel and architecture."""
     heads = ("registers", "shared", "stack", "spilled")
@@ -146,7 +131,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"resource report: {arguments.log} has no kernel: was it built with -Xptxas -v?", file=sys.stderr
         )
         return 1
-    demangle(kernels)
+    for kernel, name in zip(kernels, readable([kernel.name for kernel in kernels]), strict=True):
+        kernel.name = name
     print(table(kernels))
     complaints = [
         f"{kernel.name} for {kernel.architecture} {complaint}"
