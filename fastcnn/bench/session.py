@@ -15,7 +15,10 @@ from fastcnn.bench.measure import Settings, measure
 from fastcnn.bench.record import Record, new_record
 from fastcnn.testing.timing import default_timer, measure_ceilings
 
-NO_GPU = "this times kernels on an NVIDIA GPU, and torch finds none here"
+NO_GPU = (
+    "this times kernels on an NVIDIA GPU, and torch finds none here: run it where `nvidia-smi` names one and "
+    "torch is a CUDA build (`fastcnn info` says); `fastcnn bench --list` shows what would be measured"
+)
 
 
 class NoDevice(RuntimeError):
