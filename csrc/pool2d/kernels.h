@@ -14,6 +14,10 @@ void launch_max_pool2d_gather(const Pool2dCall& call, const Pool2dPlan& plan, cu
 void launch_average_pool2d_fprop(const Pool2dCall& call, const Pool2dPlan& plan, cudaStream_t stream);
 void launch_average_pool2d_bprop(const Pool2dCall& call, const Pool2dPlan& plan, cudaStream_t stream);
 
+// Global pools, either layout: every op but gather.
+void launch_max_pool2d_global(const Pool2dCall& call, const Pool2dPlan& plan, cudaStream_t stream);
+void launch_average_pool2d_global(const Pool2dCall& call, const Pool2dPlan& plan, cudaStream_t stream);
+
 // Strips (NHWC) and tiles (NCHW): every op but gather.
 void launch_max_pool2d_strip(const Pool2dCall& call, const Pool2dPlan& plan, cudaStream_t stream);
 void launch_average_pool2d_strip(const Pool2dCall& call, const Pool2dPlan& plan, cudaStream_t stream);

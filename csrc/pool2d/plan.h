@@ -13,7 +13,7 @@
 namespace fastcnn {
 
 // The families of kernels. Each but the first has conditions; the general one runs every call.
-enum class Pool2dPath { kGeneral, kStrip, kTile };
+enum class Pool2dPath { kGeneral, kGlobal, kStrip, kTile };
 
 // General kernels: threads of a block where each has its own items, and where several share one.
 constexpr int kPoolThreads = 256;
@@ -53,6 +53,26 @@ constexpr size_t pool2d_tile_bytes(int element_bytes, bool even, bool offsets) {
          (offsets ? pool2d_tile_small_bytes(even) / element_bytes : 0) + 3 * 32;
 }
 
+// Global kernels (global*.cuh): threads at most, and the most lanes, planes and bytes of planes that a block
+// holds.
+constexpr int kGlobalThreads = 512;
+constexpr int kGlobalLanes = 32;
+constexpr int kGlobalBpropPlanes = 512;
+constexpr int kGlobalStagedBytes = 16 * 1024;
+// A part of `values` values per thread, of maxima with their pixels.
+constexpr size_t pool2d_global_bytes(int values, bool maximum) {
+  return size_t{kGlobalThreads} * values * (maximum ? 8 : 4);
+}
+constexpr size_t pool2d_global_staged_bytes(bool maximum) {
+  return kGlobalStagedBytes + 32 + pool2d_global_bytes(1, maximum);
+}
+constexpr size_t pool2d_global_nhwc_bprop_bytes(int element_bytes, bool maximum) {
+  return size_t{kGlobalLanes} * (16 + (maximum ? 16 / element_bytes * sizeof(int32_t) : 0));
+}
+constexpr size_t pool2d_global_nchw_bprop_bytes(int element_bytes, bool maximum) {
+  return size_t{kGlobalBpropPlanes} * (element_bytes + (maximum ? sizeof(int32_t) : 0));
+}
+
 struct Pool2dPlan {
   Pool2dPath path = Pool2dPath::kGeneral;
   std::string kernel;  // the name given to the launch
@@ -74,6 +94,9 @@ struct Pool2dPlan {
   int block_columns = 0;
   int lanes = 0;         // 16-byte vectors of channels
   int segment_rows = 0;  // a thread's part of block_rows
+  // Global: `splits` threads share a plane; of bprop, the pixels (NHWC) or elements (NCHW) of a block.
+  int block_pixels = 0;
+  bool staged = false;  // planes come through shared memory
 };
 
 // The plan of a call: the first path whose conditions it meets, else the general kernels.
@@ -86,6 +109,7 @@ Pool2dPlan plan_general_pool2d(Pool2dOp op, const Pool2dProblem& problem, DType 
 Pool2dPlan plan_general_pool2d(const Pool2dCall& call, const Chip& chip);
 
 // The other paths; nothing where a condition fails.
+std::optional<Pool2dPlan> plan_global_pool2d(const Pool2dCall& call, const Chip& chip);
 std::optional<Pool2dPlan> plan_strip_pool2d(const Pool2dCall& call, const Chip& chip);
 std::optional<Pool2dPlan> plan_tile_pool2d(const Pool2dCall& call, const Chip& chip);
 
