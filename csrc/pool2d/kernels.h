@@ -18,6 +18,10 @@ void launch_average_pool2d_bprop(const Pool2dCall& call, const Pool2dPlan& plan,
 void launch_max_pool2d_global(const Pool2dCall& call, const Pool2dPlan& plan, cudaStream_t stream);
 void launch_average_pool2d_global(const Pool2dCall& call, const Pool2dPlan& plan, cudaStream_t stream);
 
+// 2x2 windows side by side, NHWC: every op but gather.
+void launch_max_pool2d_window(const Pool2dCall& call, const Pool2dPlan& plan, cudaStream_t stream);
+void launch_average_pool2d_window(const Pool2dCall& call, const Pool2dPlan& plan, cudaStream_t stream);
+
 // Strips (NHWC) and tiles (NCHW): every op but gather.
 void launch_max_pool2d_strip(const Pool2dCall& call, const Pool2dPlan& plan, cudaStream_t stream);
 void launch_average_pool2d_strip(const Pool2dCall& call, const Pool2dPlan& plan, cudaStream_t stream);

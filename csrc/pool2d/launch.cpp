@@ -29,6 +29,9 @@ void launch_pool2d(const Pool2dCall& call, const Pool2dPlan& plan, cudaStream_t 
     case Pool2dPath::kGlobal:
       return maximum ? launch_max_pool2d_global(call, plan, stream)
                      : launch_average_pool2d_global(call, plan, stream);
+    case Pool2dPath::kWindow:
+      return maximum ? launch_max_pool2d_window(call, plan, stream)
+                     : launch_average_pool2d_window(call, plan, stream);
     case Pool2dPath::kStrip:
       return maximum ? launch_max_pool2d_strip(call, plan, stream)
                      : launch_average_pool2d_strip(call, plan, stream);

@@ -13,7 +13,7 @@
 namespace fastcnn {
 
 // The families of kernels. Each but the first has conditions; the general one runs every call.
-enum class Pool2dPath { kGeneral, kGlobal, kStrip, kTile };
+enum class Pool2dPath { kGeneral, kGlobal, kWindow, kStrip, kTile };
 
 // General kernels: threads of a block where each has its own items, and where several share one.
 constexpr int kPoolThreads = 256;
@@ -88,7 +88,7 @@ struct Pool2dPlan {
   int splits = 1;             // threads that share one item's window
   // Each launch has at most items_per_launch items, so that items can be counted in 32 bits.
   int64_t items_per_launch = 0;
-  // Strips and tiles: a block's part of what the pass writes.
+  // Strips and tiles: a block's part of what the pass writes. Windows: rows and columns of them.
   int block_planes = 0;
   int block_rows = 0;
   int block_columns = 0;
@@ -110,6 +110,7 @@ Pool2dPlan plan_general_pool2d(const Pool2dCall& call, const Chip& chip);
 
 // The other paths; nothing where a condition fails.
 std::optional<Pool2dPlan> plan_global_pool2d(const Pool2dCall& call, const Chip& chip);
+std::optional<Pool2dPlan> plan_window_pool2d(const Pool2dCall& call, const Chip& chip);
 std::optional<Pool2dPlan> plan_strip_pool2d(const Pool2dCall& call, const Chip& chip);
 std::optional<Pool2dPlan> plan_tile_pool2d(const Pool2dCall& call, const Chip& chip);
 
