@@ -30,6 +30,9 @@ void launch_max_pool2d_tile_bprop(const Pool2dCall& call, const Pool2dPlan& plan
 void launch_average_pool2d_tile_fprop(const Pool2dCall& call, const Pool2dPlan& plan, cudaStream_t stream);
 void launch_average_pool2d_tile_bprop(const Pool2dCall& call, const Pool2dPlan& plan, cudaStream_t stream);
 
+// Large windows that overlap, whole planes at a time: max only, and of NCHW bprop only.
+void launch_max_pool2d_plane(const Pool2dCall& call, const Pool2dPlan& plan, cudaStream_t stream);
+
 // The one of them that call.op and plan.path name.
 void launch_pool2d(const Pool2dCall& call, const Pool2dPlan& plan, cudaStream_t stream);
 

@@ -35,6 +35,8 @@ void launch_pool2d(const Pool2dCall& call, const Pool2dPlan& plan, cudaStream_t 
     case Pool2dPath::kStrip:
       return maximum ? launch_max_pool2d_strip(call, plan, stream)
                      : launch_average_pool2d_strip(call, plan, stream);
+    case Pool2dPath::kPlane:
+      return launch_max_pool2d_plane(call, plan, stream);
     case Pool2dPath::kTile:
       if (maximum) {
         return back ? launch_max_pool2d_tile_bprop(call, plan, stream)

@@ -111,7 +111,7 @@ int pool2d_common_kernel(const Pool2dProblem& problem) {
 
 Pool2dPlan plan_pool2d(const Pool2dCall& call, const Chip& chip) {
   for (const auto& plan_path :
-       {plan_global_pool2d, plan_window_pool2d, plan_strip_pool2d, plan_tile_pool2d}) {
+       {plan_global_pool2d, plan_window_pool2d, plan_strip_pool2d, plan_plane_pool2d, plan_tile_pool2d}) {
     if (const std::optional<Pool2dPlan> plan = plan_path(call, chip)) return *plan;
   }
   return plan_general_pool2d(call, chip);

@@ -13,7 +13,7 @@
 namespace fastcnn {
 
 // The families of kernels. Each but the first has conditions; the general one runs every call.
-enum class Pool2dPath { kGeneral, kGlobal, kWindow, kStrip, kTile };
+enum class Pool2dPath { kGeneral, kGlobal, kWindow, kStrip, kPlane, kTile };
 
 // General kernels: threads of a block where each has its own items, and where several share one.
 constexpr int kPoolThreads = 256;
@@ -73,6 +73,20 @@ constexpr size_t pool2d_global_nchw_bprop_bytes(int element_bytes, bool maximum)
   return size_t{kGlobalBpropPlanes} * (element_bytes + (maximum ? sizeof(int32_t) : 0));
 }
 
+// Plane kernels (plane.cuh): what a block's planes may take of the pool's input, at most two blocks an SM.
+constexpr int kPlaneThreads = 512;
+constexpr int kPlaneFpropBytes = 32 * 1024;
+constexpr size_t pool2d_plane_fprop_bytes(int element_bytes) {
+  return 2 * kPlaneFpropBytes + kPlaneFpropBytes / element_bytes;
+}
+constexpr int pool2d_plane_bprop_elements(int element_bytes) {
+  return (element_bytes == 2 ? 14 : 12) * 1024;
+}
+// Gradients and offsets with room for neighbours, sums in float32.
+constexpr size_t pool2d_plane_bprop_bytes(int element_bytes) {
+  return static_cast<size_t>(pool2d_plane_bprop_elements(element_bytes)) * (element_bytes + 1 + 4) + 2 * 32;
+}
+
 struct Pool2dPlan {
   Pool2dPath path = Pool2dPath::kGeneral;
   std::string kernel;  // the name given to the launch
@@ -112,6 +126,7 @@ Pool2dPlan plan_general_pool2d(const Pool2dCall& call, const Chip& chip);
 std::optional<Pool2dPlan> plan_global_pool2d(const Pool2dCall& call, const Chip& chip);
 std::optional<Pool2dPlan> plan_window_pool2d(const Pool2dCall& call, const Chip& chip);
 std::optional<Pool2dPlan> plan_strip_pool2d(const Pool2dCall& call, const Chip& chip);
+std::optional<Pool2dPlan> plan_plane_pool2d(const Pool2dCall& call, const Chip& chip);
 std::optional<Pool2dPlan> plan_tile_pool2d(const Pool2dCall& call, const Chip& chip);
 
 // Whether channels lie side by side in every tensor of the call, in whole 16-byte groups at aligned

@@ -287,6 +287,13 @@ std::vector<Pool2dProblem> edge_shapes() {
   add(sliding(2, 8, 11, 10, 5, 3, 2, true));
   add(adaptive(2, 8, 10, 7, 3, 5));
   add(adaptive(2, 8, 4, 3, 7, 9));
+  // Large windows on small planes.
+  for (const int c : {1, 8, 12, 40}) add(sliding(2, c, 7, 9, 5, 1, 2));
+  add(sliding(1, 16, 3, 5, 4, 3, 2));
+  add(sliding(1, 16, 17, 8, 8, 2, 4, true));
+  add(sliding(1, 16, 12, 11, 4, 1, 2, false, 3));
+  add(sliding(1, 32, 40, 40, 5, 1, 2));
+  add(sliding(1, 32, 13, 13, 16, 1, 8));
   // Adaptive windows side by side, and next to that.
   add(adaptive(2, 16, 8, 14, 4, 7));
   add(adaptive(2, 16, 9, 14, 4, 7));
