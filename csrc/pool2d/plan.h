@@ -87,6 +87,11 @@ constexpr size_t pool2d_plane_bprop_bytes(int element_bytes) {
   return static_cast<size_t>(pool2d_plane_bprop_elements(element_bytes)) * (element_bytes + 1 + 4) + 2 * 32;
 }
 
+// Rows reduced along their columns, and where: of max fprop with windows of any kind.
+constexpr size_t pool2d_tile_rows_bytes(int element_bytes) {
+  return kTileLargeBytes + kTileLargeBytes / element_bytes;
+}
+
 struct Pool2dPlan {
   Pool2dPath path = Pool2dPath::kGeneral;
   std::string kernel;  // the name given to the launch

@@ -143,6 +143,19 @@ struct TileShared {
   typename TileSmall<T, K, S>::Array small;
   typename TileOffsets<T, K, S, kMax>::Array offsets;
 };
+// Max fprop of windows of any kind: every row reduced along its columns, with the column tap of each maximum.
+template <class T, int K, int S, bool kMax>
+struct TileFpropShared : TileShared<T, K, S, kMax> {};
+template <class T, int S>
+struct TileFpropShared<T, 0, S, true> : TileShared<T, 0, S, true> {
+  static constexpr int kElements = kTileLargeBytes / static_cast<int>(sizeof(T));
+  SharedArray<T, kElements> row_values;
+  SharedArray<uint8_t, kElements> row_taps;
+};
+static_assert(sizeof(TileFpropShared<float, 0, 1, true>) ==
+              pool2d_tile_bytes(4, true, true) + pool2d_tile_rows_bytes(4));
+static_assert(sizeof(TileFpropShared<__half, 0, 1, true>) ==
+              pool2d_tile_bytes(2, true, true) + pool2d_tile_rows_bytes(2));
 static_assert(sizeof(TileShared<float, 3, 2, true>) == pool2d_tile_bytes(4, false, true));
 static_assert(sizeof(TileShared<__half, 0, 1, true>) == pool2d_tile_bytes(2, true, true));
 static_assert(sizeof(TileShared<__half, 3, 1, false>) == pool2d_tile_bytes(2, true, false));

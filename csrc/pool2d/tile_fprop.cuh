@@ -2,12 +2,14 @@
 // adaptive and dilated ones too.
 //
 // Tile: up to 16 KB of input. A thread walks down segment_rows outputs of one column; with K known it keeps
-// the last K - S row results in registers (rolling.cuh), else it visits every tap of every window.
+// the last K - S row results in registers (rolling.cuh). Else maxima of every row along its columns come
+// first, through shared memory, and averages visit every tap of every window.
 // Floor, bytes per output at e bytes an element: e * H * W / (P * Q) read, e + 1 written. Read beyond it: the
 // K - S rows at which strips of a plane meet, and up to 30 bytes a tile that belong to its neighbours.
 // Arithmetic per output, K known: S * K shared loads and conversions, S * (K - 1) + K - 1 comparisons (2x2/2:
-// 4 + 3, 3x3/2: 6 + 6, 3x3/1: 3 + 4); K = 0: K * K of each. One segment's start repeats K - S rows from
-// shared memory. Memory bound; blocks are small, so that others load while one computes.
+// 4 + 3, 3x3/2: 6 + 6, 3x3/1: 3 + 4); K = 0: about 2 k of each for k x k maxima, k * k for averages. One
+// segment's start repeats K - S rows from shared memory. Memory bound; blocks are small, so that others load
+// while one computes.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -23,7 +25,7 @@ template <class T, bool kMax, int K, int S>
 __global__ void __launch_bounds__(kTileThreads, 4) tile_fprop(const __grid_constant__ TileParams params) {
   using Acc = accumulator_t<T>;
   using Part = typename PartOf<kMax, Acc, 1>::type;
-  auto& shared = shared_memory<TileShared<T, K, S, kMax>>();
+  auto& shared = shared_memory<TileFpropShared<T, K, S, kMax>>();
 
   const int height = params.rows.input();
   const int width = params.columns.input();
@@ -52,6 +54,25 @@ __global__ void __launch_bounds__(kTileThreads, 4) tile_fprop(const __grid_const
   const TileOffsets<T, K, S, kMax> offsets(shared.offsets, small_begin, small_end);
   ptx::cp_async_wait<0>();
   __syncthreads();
+
+  if constexpr (K == 0 && kMax) {
+    for (int i = static_cast<int>(threadIdx.x); i < place.planes * height * outputs;
+         i += static_cast<int>(blockDim.x)) {
+      int q;
+      const int row = params.by_columns.divide(i, q);  // of all planes
+      const PoolWindow columns = params.columns.window(q);
+      Part part;
+      part.clear(columns.first);
+      int at = row * width + columns.start;
+      for (int s = 0; s < columns.count; ++s) {
+        part.take(0, to_accumulator(x.load(at)), columns.first + s);
+        at += params.columns.dilation();
+      }
+      shared.row_values.store(i, from_accumulator<T>(part.value[0]));
+      shared.row_taps.store(i, static_cast<uint8_t>(part.tap[0]));
+    }
+    __syncthreads();
+  }
 
   const int items = TileItem::count(params, place);
   for (int item = static_cast<int>(threadIdx.x); item < items; item += static_cast<int>(blockDim.x)) {
@@ -95,11 +116,16 @@ __global__ void __launch_bounds__(kTileThreads, 4) tile_fprop(const __grid_const
         Part window;
         window.clear(rows.first * params.columns.kernel() + columns.first);
         for (int r = 0; r < rows.count; ++r) {
-          int at = plane + (rows.start + r * params.rows.dilation()) * width + columns.start;
-          const int tap = (rows.first + r) * params.columns.kernel() + columns.first;
-          for (int s = 0; s < columns.count; ++s) {
-            window.take(0, to_accumulator(x.load(at)), tap + s);
-            at += params.columns.dilation();
+          if constexpr (kMax) {
+            const int at = (mine.plane * height + rows.start + r * params.rows.dilation()) * outputs + q;
+            window.take(0, to_accumulator(shared.row_values.load(at)),
+                        (rows.first + r) * params.columns.kernel() + shared.row_taps.load(at));
+          } else {
+            int at = plane + (rows.start + r * params.rows.dilation()) * width + columns.start;
+            for (int s = 0; s < columns.count; ++s) {
+              window.take(0, to_accumulator(x.load(at)), 0);
+              at += params.columns.dilation();
+            }
           }
         }
         if constexpr (kMax) {

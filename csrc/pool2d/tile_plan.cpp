@@ -43,6 +43,8 @@ std::optional<Pool2dPlan> plan_tile_pool2d(const Pool2dCall& call, const Chip& c
   Pool2dPlan plan;
   int64_t block_rows = rows;
   int64_t block_planes = std::min({large_room / large_plane, small_room / small_plane, planes});
+  const bool rows_first = kernel == 0 && call.op == Pool2dOp::kMaxFprop;
+  if (rows_first) block_planes = std::min(block_planes, large_room / (int64_t{problem.h} * problem.q));
   if (block_planes > 0) {
     // Fewer planes where that gives more SMs work.
     const int64_t enough = ceil_div(kSmallestBytes, large_plane * bytes);
@@ -80,7 +82,8 @@ std::optional<Pool2dPlan> plan_tile_pool2d(const Pool2dCall& call, const Chip& c
   plan.block_planes = static_cast<int>(block_planes);
   plan.block_rows = static_cast<int>(block_rows);
   plan.threads = static_cast<int>(std::clamp<int64_t>(ceil_div(items, 32) * 32, 64, kTileThreads));
-  plan.shared_bytes = pool2d_tile_bytes(static_cast<int>(bytes), even, maximum);
+  plan.shared_bytes = pool2d_tile_bytes(static_cast<int>(bytes), even, maximum) +
+                      (rows_first ? pool2d_tile_rows_bytes(static_cast<int>(bytes)) : 0);
   plan.items = planes * rows * columns;
   plan.kernel =
       std::string("pool2d::tile_") + (maximum ? "max_" : "average_") + (walks_input ? "bprop" : "fprop");
@@ -90,7 +93,7 @@ std::optional<Pool2dPlan> plan_tile_pool2d(const Pool2dCall& call, const Chip& c
               (plan.segment_rows == 1 ? " row" : " rows") + " of a column";
   plan.reason = "dense NCHW: each tile is one run of bytes, moved 16 at a time through shared memory; ";
   if (kernel == 0) {
-    plan.reason += "windows of any kind";
+    plan.reason += rows_first ? "windows of any kind, rows first, then columns" : "windows of any kind";
   } else {
     const std::string side = std::to_string(kernel);
     plan.reason += side + "x" + side + " windows at stride " + std::to_string(stride);
