@@ -29,8 +29,8 @@ static_assert(sizeof(PlaneFpropShared<__half>) == pool2d_plane_fprop_bytes(2));
 template <class T>
 __global__ void __launch_bounds__(kPlaneThreads, 2)
     plane_max_fprop(const __grid_constant__ PlaneParams params) {
-  using Acc = accumulator_t<T>;
   constexpr int V = 16 / sizeof(T);
+  using Part = typename PartOf<true, T, V>::type;
   auto& shared = shared_memory<PlaneFpropShared<T>>();
 
   int chunk;
@@ -61,20 +61,15 @@ __global__ void __launch_bounds__(kPlaneThreads, 2)
     const int h = params.by_outputs.divide(params.by_lanes.divide(i, lane), q);
     if (lane >= present) continue;
     const PoolWindow window = params.columns.window(q);
-    MaxPart<Acc, V> row;
+    Part row;
     row.clear(window.first);
     int at = ((h * width + window.start) * lanes + lane) * V;
     for (int s = 0; s < window.count; ++s) {
-      const Vector<T, V> x = shared.x.template load_vector<V>(at);
-#pragma unroll
-      for (int j = 0; j < V; ++j) row.take(j, to_accumulator(x[j]), window.first + s);
+      row.take(shared.x.template load_vector<V>(at), window.first + s);
       at += params.columns.dilation() * lanes * V;
     }
     shared.row_values.template store_vector<V>(i * V, row.template rounded<T>());
-    Vector<uint8_t, V> taps;
-#pragma unroll
-    for (int j = 0; j < V; ++j) taps[j] = static_cast<uint8_t>(row.tap[j]);
-    shared.row_taps.template store_vector<V>(i * V, taps);
+    shared.row_taps.template store_vector<V>(i * V, row.tap_bytes());
   }
   __syncthreads();
 
@@ -84,16 +79,12 @@ __global__ void __launch_bounds__(kPlaneThreads, 2)
     const int p = params.by_outputs.divide(params.by_lanes.divide(i, lane), q);
     if (lane >= present) continue;
     const PoolWindow window = params.rows.window(p);
-    MaxPart<Acc, V> best;
+    Part best;
     best.clear(window.first * kernel + params.columns.window(q).first);
     int at = ((window.start * outputs + q) * lanes + lane) * V;
     for (int r = 0; r < window.count; ++r) {
-      const Vector<T, V> row = shared.row_values.template load_vector<V>(at);
-      const Vector<uint8_t, V> taps = shared.row_taps.template load_vector<V>(at);
-#pragma unroll
-      for (int j = 0; j < V; ++j) {
-        best.take(j, to_accumulator(row[j]), (window.first + r) * kernel + taps[j]);
-      }
+      best.take_bytes(shared.row_values.template load_vector<V>(at),
+                      shared.row_taps.template load_vector<V>(at), (window.first + r) * kernel);
       at += params.rows.dilation() * outputs * lanes * V;
     }
     const int c = c_first + lane * V;
@@ -101,12 +92,9 @@ __global__ void __launch_bounds__(kPlaneThreads, 2)
                         p * params.output.stride_h + q * params.output.stride_w + c,
                     best.template rounded<T>());
     if (params.index == Pool2dIndex::kUint8Offset) {
-      Vector<uint8_t, V> offsets;
-#pragma unroll
-      for (int j = 0; j < V; ++j) offsets[j] = static_cast<uint8_t>(best.tap[j]);
       store_global<V>(static_cast<uint8_t*>(params.indices.data) + n * params.indices.stride_n +
                           p * params.indices.stride_h + q * params.indices.stride_w + c,
-                      offsets);
+                      best.tap_bytes());
     }
   }
 }

@@ -5,6 +5,9 @@
 #include <cuda_runtime.h>
 
 #include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
 
 #include "common/dtype.h"
 #include "common/memory.cuh"
@@ -15,7 +18,6 @@ namespace fastcnn {
 // order rules are torch's: the first of equal values wins, a NaN beats every number and the last NaN wins.
 template <class Acc, int V>
 struct MaxPart {
-  static constexpr bool kHasTap = true;
   Acc value[V];
   int tap[V];
 
@@ -33,14 +35,32 @@ struct MaxPart {
       tap[i] = candidate_tap;
     }
   }
+  template <class T>
+  __device__ void take(const Vector<T, V>& candidates, int candidate_tap) {
+#pragma unroll
+    for (int i = 0; i < V; ++i) take(i, to_accumulator(candidates[i]), candidate_tap);
+  }
   // A later row, whose taps count from offset.
   __device__ void take_row(const MaxPart& row, int offset) {
 #pragma unroll
     for (int i = 0; i < V; ++i) take(i, row.value[i], row.tap[i] + offset);
   }
+  // Maxima of rows whose taps are one byte each, and count from offset.
+  template <class T>
+  __device__ void take_bytes(const Vector<T, V>& row, const Vector<uint8_t, V>& taps, int offset) {
+#pragma unroll
+    for (int i = 0; i < V; ++i) take(i, to_accumulator(row[i]), offset + taps[i]);
+  }
   __device__ void shift_taps(int offset) {
 #pragma unroll
     for (int i = 0; i < V; ++i) tap[i] += offset;
+  }
+  // For offsets, where the caller keeps them: as one byte each.
+  __device__ Vector<uint8_t, V> tap_bytes() const {
+    Vector<uint8_t, V> result;
+#pragma unroll
+    for (int i = 0; i < V; ++i) result[i] = static_cast<uint8_t>(tap[i]);
+    return result;
   }
   template <class T>
   __device__ Vector<T, V> rounded() const {
@@ -51,10 +71,77 @@ struct MaxPart {
   }
 };
 
+// The same for 16-bit types, two channels to a register, values as they are and taps of 16 bits: two
+// comparisons and three bitwise operations for a pair, where single channels take a conversion, two
+// comparisons and two selections each. A NaN keeps its bits.
+template <class T, int V>
+struct PackedMaxPart {
+  using Pair = std::conditional_t<std::is_same_v<T, __half>, __half2, __nv_bfloat162>;
+  static constexpr int kPairs = V / 2;
+  uint32_t value[kPairs];
+  uint32_t tap[kPairs];
+
+  static __device__ uint32_t both(int tap) { return static_cast<uint32_t>(tap) * 0x10001u; }
+  static __device__ Pair as_pair(uint32_t bits) {
+    Pair pair;
+    memcpy(&pair, &bits, sizeof(pair));
+    return pair;
+  }
+
+  __device__ void clear(int first_tap) {
+    const Vector<T, 2> lowest{{from_accumulator<T>(-INFINITY), from_accumulator<T>(-INFINITY)}};
+#pragma unroll
+    for (int i = 0; i < kPairs; ++i) {
+      memcpy(&value[i], &lowest, sizeof(uint32_t));
+      tap[i] = both(first_tap);
+    }
+  }
+  __device__ void take_pair(int i, uint32_t candidates, uint32_t candidate_taps) {
+    const Pair pair = as_pair(candidates);
+    const uint32_t better = __hgt2_mask(pair, as_pair(value[i])) | __hneu2_mask(pair, pair);
+    value[i] = (candidates & better) | (value[i] & ~better);
+    tap[i] = (candidate_taps & better) | (tap[i] & ~better);
+  }
+  __device__ void take(const Vector<T, V>& candidates, int candidate_tap) {
+    uint32_t pairs[kPairs];
+    memcpy(pairs, &candidates, sizeof(pairs));
+#pragma unroll
+    for (int i = 0; i < kPairs; ++i) take_pair(i, pairs[i], both(candidate_tap));
+  }
+  __device__ void take_row(const PackedMaxPart& row, int offset) {
+#pragma unroll
+    for (int i = 0; i < kPairs; ++i) take_pair(i, row.value[i], row.tap[i] + both(offset));
+  }
+  __device__ void take_bytes(const Vector<T, V>& row, const Vector<uint8_t, V>& taps, int offset) {
+    uint32_t pairs[kPairs];
+    memcpy(pairs, &row, sizeof(pairs));
+#pragma unroll
+    for (int i = 0; i < kPairs; ++i) {
+      const uint32_t pair = static_cast<uint32_t>(taps[2 * i]) | static_cast<uint32_t>(taps[2 * i + 1]) << 16;
+      take_pair(i, pairs[i], pair + both(offset));
+    }
+  }
+  __device__ void shift_taps(int offset) {
+#pragma unroll
+    for (int i = 0; i < kPairs; ++i) tap[i] += both(offset);
+  }
+  __device__ Vector<uint8_t, V> tap_bytes() const {
+    Vector<uint8_t, V> result;
+#pragma unroll
+    for (int i = 0; i < V; ++i) result[i] = static_cast<uint8_t>(tap[i / 2] >> (i % 2 * 16));
+    return result;
+  }
+  template <class U>
+  __device__ Vector<U, V> rounded() const {
+    Vector<U, V> result;
+    memcpy(&result, value, sizeof(result));
+    return result;
+  }
+};
+
 // The sum likewise; one rounding, after the division.
 template <class Acc, int V>
 struct SumPart {
-  static constexpr bool kHasTap = false;
   Acc value[V];
 
   __device__ void clear(int) {
@@ -62,6 +149,11 @@ struct SumPart {
     for (int i = 0; i < V; ++i) value[i] = Acc(0);
   }
   __device__ void take(int i, Acc term, int) { value[i] += term; }
+  template <class T>
+  __device__ void take(const Vector<T, V>& terms, int tap) {
+#pragma unroll
+    for (int i = 0; i < V; ++i) take(i, to_accumulator(terms[i]), tap);
+  }
   __device__ void take_row(const SumPart& row, int) {
 #pragma unroll
     for (int i = 0; i < V; ++i) value[i] += row.value[i];
@@ -80,13 +172,15 @@ struct SumPart {
   }
 };
 
-template <bool kMax, class Acc, int V>
+// The type by which a kernel knows it: of V channels of T.
+template <bool kMax, class T, int V>
 struct PartOf {
-  using type = MaxPart<Acc, V>;
+  using type = SumPart<accumulator_t<T>, V>;
 };
-template <class Acc, int V>
-struct PartOf<false, Acc, V> {
-  using type = SumPart<Acc, V>;
+template <class T, int V>
+struct PartOf<true, T, V> {
+  using type =
+      std::conditional_t<sizeof(T) == 2 && V % 2 == 0, PackedMaxPart<T, V>, MaxPart<accumulator_t<T>, V>>;
 };
 
 // Windows p_begin .. p_end - 1 of one column, K rows each at stride S, K >= S. Calls reduce(h, part) once for

@@ -31,7 +31,7 @@ template <class T, bool kMax, int K, int S>
 __global__ void __launch_bounds__(kStripThreads, 2) strip_fprop(const __grid_constant__ StripParams params) {
   using Acc = accumulator_t<T>;
   constexpr int V = 16 / sizeof(T);
-  using Part = typename PartOf<kMax, Acc, V>::type;
+  using Part = typename PartOf<kMax, T, V>::type;
   auto& shared = shared_memory<StripFpropShared<T, S>>();
 
   const int height = params.rows.input();
@@ -66,9 +66,7 @@ __global__ void __launch_bounds__(kStripThreads, 2) strip_fprop(const __grid_con
 #pragma unroll
         for (int s = 0; s < K; ++s) {
           if (s < first || s >= last) continue;
-          const Vector<T, V> x = ring.read(row, corner + s * params.lanes);
-#pragma unroll
-          for (int i = 0; i < V; ++i) part.take(i, to_accumulator(x[i]), s);
+          part.take(ring.read(row, corner + s * params.lanes), s);
         }
         ++row;
       },
@@ -85,10 +83,8 @@ __global__ void __launch_bounds__(kStripThreads, 2) strip_fprop(const __grid_con
                         window.template rounded<T>());
         if constexpr (kMax) {
           if (params.index == Pool2dIndex::kUint8Offset) {
-            Vector<uint8_t, V> offsets;
-#pragma unroll
-            for (int i = 0; i < V; ++i) offsets[i] = static_cast<uint8_t>(window.tap[i]);
-            store_global<V>(static_cast<uint8_t*>(params.indices.data) + at(params.indices), offsets);
+            store_global<V>(static_cast<uint8_t*>(params.indices.data) + at(params.indices),
+                            window.tap_bytes());
           }
         }
       });

@@ -24,7 +24,7 @@ namespace fastcnn {
 template <class T, bool kMax, int K, int S>
 __global__ void __launch_bounds__(kTileThreads, 4) tile_fprop(const __grid_constant__ TileParams params) {
   using Acc = accumulator_t<T>;
-  using Part = typename PartOf<kMax, Acc, 1>::type;
+  using Part = typename PartOf<kMax, T, 1>::type;
   auto& shared = shared_memory<TileFpropShared<T, K, S, kMax>>();
 
   const int height = params.rows.input();

@@ -92,15 +92,14 @@ __global__ void __launch_bounds__(kPoolThreads, 4) window_fprop(const __grid_con
       x[r][s] = load_global_if<V>(held[r][s], from + window_offset(params.input, h, w));
     }
   }
-  typename PartOf<kMax, Acc, V>::type window;
+  typename PartOf<kMax, T, V>::type window;
   window.clear(max(-top, 0) * K + max(-left, 0));
 #pragma unroll
   for (int r = 0; r < K; ++r) {
 #pragma unroll
     for (int s = 0; s < K; ++s) {
       if (kMax && !held[r][s]) continue;  // a sum takes the zeros
-#pragma unroll
-      for (int i = 0; i < V; ++i) window.take(i, to_accumulator(x[r][s][i]), r * K + s);
+      window.take(x[r][s], r * K + s);
     }
   }
   if constexpr (!kMax) {
@@ -110,11 +109,8 @@ __global__ void __launch_bounds__(kPoolThreads, 4) window_fprop(const __grid_con
                   window.template rounded<T>());
   if constexpr (kMax) {
     if (params.index != Pool2dIndex::kUint8Offset) return;
-    Vector<uint8_t, V> offsets;
-#pragma unroll
-    for (int i = 0; i < V; ++i) offsets[i] = static_cast<uint8_t>(window.tap[i]);
     store_global<V>(at.template image<uint8_t>(params.indices) + window_offset(params.indices, at.p, at.q),
-                    offsets);
+                    window.tap_bytes());
   }
 }
 

@@ -63,3 +63,11 @@ inline float2 __bfloat1622float2(__nv_bfloat162 v) {
 inline bool __hisnan(__nv_bfloat16 x) {
   return (x.bits() & 0x7FFFu) > 0x7F80u;
 }
+// Sixteen set bits for each half where the comparison holds: greater, which no NaN is; not equal, which a NaN
+// is.
+inline unsigned __hgt2_mask(__nv_bfloat162 a, __nv_bfloat162 b) {
+  return (float(a.x) > float(b.x) ? 0xFFFFu : 0u) | (float(a.y) > float(b.y) ? 0xFFFF0000u : 0u);
+}
+inline unsigned __hneu2_mask(__nv_bfloat162 a, __nv_bfloat162 b) {
+  return (float(a.x) != float(b.x) ? 0xFFFFu : 0u) | (float(a.y) != float(b.y) ? 0xFFFF0000u : 0u);
+}

@@ -69,3 +69,11 @@ inline __half __high2half(__half2 v) {
 inline bool __hisnan(__half x) {
   return (x.bits() & 0x7FFFu) > 0x7C00u;
 }
+// Sixteen set bits for each half where the comparison holds: greater, which no NaN is; not equal, which a NaN
+// is.
+inline unsigned __hgt2_mask(__half2 a, __half2 b) {
+  return (float(a.x) > float(b.x) ? 0xFFFFu : 0u) | (float(a.y) > float(b.y) ? 0xFFFF0000u : 0u);
+}
+inline unsigned __hneu2_mask(__half2 a, __half2 b) {
+  return (float(a.x) != float(b.x) ? 0xFFFFu : 0u) | (float(a.y) != float(b.y) ? 0xFFFF0000u : 0u);
+}
