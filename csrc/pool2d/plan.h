@@ -130,6 +130,9 @@ Pool2dPlan plan_general_pool2d(const Pool2dCall& call, const Chip& chip);
 // The other paths; nothing where a condition fails.
 std::optional<Pool2dPlan> plan_global_pool2d(const Pool2dCall& call, const Chip& chip);
 std::optional<Pool2dPlan> plan_window_pool2d(const Pool2dCall& call, const Chip& chip);
+// What the strips see of a dilated pool: one of its phases (strip.cuh), all of them as images. Other pools as
+// they are.
+Pool2dProblem pool2d_strip_problem(const Pool2dProblem& problem);
 std::optional<Pool2dPlan> plan_strip_pool2d(const Pool2dCall& call, const Chip& chip);
 std::optional<Pool2dPlan> plan_plane_pool2d(const Pool2dCall& call, const Chip& chip);
 std::optional<Pool2dPlan> plan_tile_pool2d(const Pool2dCall& call, const Chip& chip);

@@ -22,12 +22,24 @@
 
 namespace fastcnn {
 
+// What a phase of a dilated pool is away from the next.
+struct StripPhase {
+  int64_t step_h = 0;
+  int64_t step_w = 0;
+};
+
+// A pool dilated d times whose image and padding are multiples of d is d * d undilated pools, phases, each of
+// every d-th row and column: for the kernels they are images like others, with their own strides.
 struct StripParams {
   TensorView input;
   TensorView indices;
   TensorView output;
   PoolAxis rows;
   PoolAxis columns;
+  StripPhase input_phase;
+  StripPhase indices_phase;
+  StripPhase output_phase;
+  FastDiv by_dilation;
   Pool2dIndex index = Pool2dIndex::kNone;
   // What the block covers of the tensor that the pass writes.
   int block_rows = 0;
@@ -47,7 +59,7 @@ struct StripParams {
 
 // A block's part of the output, and a thread's column and lane in it.
 struct StripPlace {
-  int n;
+  int n, phase_h, phase_w;
   int vector;  // the first of the block's lanes
   int lanes;   // of them that exist
   int row, row_end;
@@ -59,7 +71,8 @@ struct StripPlace {
     int chunk, tile, strip;
     int rest = params.by_chunks.divide(static_cast<int>(blockIdx.x), chunk);
     rest = params.by_column_tiles.divide(rest, tile);
-    n = params.by_strips.divide(rest, strip);
+    rest = params.by_strips.divide(rest, strip);
+    n = params.by_dilation.divide(params.by_dilation.divide(rest, phase_w), phase_h);
     vector = chunk * params.lanes;
     lanes = min(params.lanes, params.vectors - vector);
     row = strip * params.block_rows;
@@ -68,6 +81,11 @@ struct StripPlace {
     column_end = min(column + params.block_columns, columns);
     my_column = column + params.by_lanes.divide(static_cast<int>(threadIdx.x), my_lane);
     active = my_column < column_end && my_lane < lanes;
+  }
+
+  // The image's first element.
+  __device__ int64_t image(const TensorView& view, const StripPhase& phase) const {
+    return n * view.stride_n + phase_h * phase.step_h + phase_w * phase.step_w;
   }
 };
 
@@ -78,10 +96,10 @@ class RowRing {
  public:
   using Array = SharedArray<E, kStripRingRows * kRowVectors * V>;
 
-  __device__ RowRing(Array& array, const StripParams& params, const TensorView& view, const StripPlace& place,
-                     int first_row, int row_end, int first_column, int column_end)
+  __device__ RowRing(Array& array, const StripParams& params, const TensorView& view, const StripPhase& phase,
+                     const StripPlace& place, int first_row, int row_end, int first_column, int column_end)
       : array_(array),
-        row_(static_cast<const E*>(view.data) + place.n * view.stride_n +
+        row_(static_cast<const E*>(view.data) + place.image(view, phase) +
              static_cast<int64_t>(place.vector) * V + first_row * view.stride_h +
              first_column * view.stride_w),
         row_stride_(view.stride_h),

@@ -48,12 +48,13 @@ __global__ void __launch_bounds__(kStripThreads, 2) strip_bprop(const __grid_con
   const int p_end = params.rows.covering(place.row_end - 1).end;
   const int q_first = params.columns.covering(place.column).begin;
   const int q_end = params.columns.covering(place.column_end - 1).end;
-  RowRing<T, V, kStripBpropRowVectors> grads(shared.rows, params, params.input, place, p_first, p_end,
-                                             q_first, q_end);
+  RowRing<T, V, kStripBpropRowVectors> grads(shared.rows, params, params.input, params.input_phase, place,
+                                             p_first, p_end, q_first, q_end);
   auto taps = [&] {
     if constexpr (kMax) {
-      return RowRing<uint8_t, V, kStripBpropRowVectors>(shared.offsets, params, params.indices, place,
-                                                        p_first, p_end, q_first, q_end);
+      return RowRing<uint8_t, V, kStripBpropRowVectors>(shared.offsets, params, params.indices,
+                                                        params.indices_phase, place, p_first, p_end, q_first,
+                                                        q_end);
     } else {
       return 0;
     }
@@ -69,8 +70,8 @@ __global__ void __launch_bounds__(kStripThreads, 2) strip_bprop(const __grid_con
   const int w = place.my_column;
   const PoolWindows mine = params.columns.covering(place.active ? w : place.column);
   const int64_t channel = static_cast<int64_t>(place.vector + place.my_lane) * V;
-  T* output = static_cast<T*>(params.output.data) + place.n * params.output.stride_n + channel +
-              w * params.output.stride_w;
+  T* output = static_cast<T*>(params.output.data) + place.image(params.output, params.output_phase) +
+              channel + w * params.output.stride_w;
 
   roll_back<Acc, V, K, S>(
       p_first, params.rows.output(), place.row, place.row_end, pad_h,

@@ -40,9 +40,9 @@ __global__ void __launch_bounds__(kStripThreads, 2) strip_fprop(const __grid_con
   const int pad_w = params.columns.pad();
   const StripPlace place(params, params.rows.output(), params.columns.output());
   const int w_first = max(place.column * S - pad_w, 0);
-  StripFpropRing<T, S> ring(shared.rows, params, params.input, place, max(place.row * S - pad_h, 0),
-                            min((place.row_end - 1) * S - pad_h + K, height), w_first,
-                            min((place.column_end - 1) * S - pad_w + K, width));
+  StripFpropRing<T, S> ring(shared.rows, params, params.input, params.input_phase, place,
+                            max(place.row * S - pad_h, 0), min((place.row_end - 1) * S - pad_h + K, height),
+                            w_first, min((place.column_end - 1) * S - pad_w + K, width));
 #pragma unroll
   for (int i = 0; i < kStripRingRows - 1; ++i) {
     ring.issue();
@@ -73,18 +73,19 @@ __global__ void __launch_bounds__(kStripThreads, 2) strip_fprop(const __grid_con
       [&](int p, Part& window) {
         if (!place.active) return;
         const int64_t channel = static_cast<int64_t>(place.vector + place.my_lane) * V;
-        const auto at = [&](const TensorView& view) {
-          return place.n * view.stride_n + channel + p * view.stride_h + q * view.stride_w;
+        const auto at = [&](const TensorView& view, const StripPhase& phase) {
+          return place.image(view, phase) + channel + p * view.stride_h + q * view.stride_w;
         };
         if constexpr (!kMax) {
           window.divide(params.common_divisor != 0 ? params.common_divisor : divisor<Acc>(params, p, q));
         }
-        store_global<V>(static_cast<T*>(params.output.data) + at(params.output),
+        store_global<V>(static_cast<T*>(params.output.data) + at(params.output, params.output_phase),
                         window.template rounded<T>());
         if constexpr (kMax) {
           if (params.index == Pool2dIndex::kUint8Offset) {
-            store_global<V>(static_cast<uint8_t*>(params.indices.data) + at(params.indices),
-                            window.tap_bytes());
+            store_global<V>(
+                static_cast<uint8_t*>(params.indices.data) + at(params.indices, params.indices_phase),
+                window.tap_bytes());
           }
         }
       });

@@ -11,12 +11,20 @@
 namespace fastcnn {
 
 inline StripParams make_strip_params(const Pool2dCall& call, const Pool2dPlan& plan) {
-  const Pool2dProblem& problem = call.problem;
+  const Pool2dProblem problem = pool2d_strip_problem(call.problem);
+  const int dilation = call.problem.dilation_h;
   const bool walks_input = pool2d_walks_input(call.op);
   StripParams params;
-  params.input = call.input;
-  params.indices = call.indices;
-  params.output = call.output;
+  const auto take = [&](const TensorView& view, TensorView& own, StripPhase& phase) {
+    own = view;
+    own.stride_h *= dilation;
+    own.stride_w *= dilation;
+    phase = {view.stride_h, view.stride_w};
+  };
+  take(call.input, params.input, params.input_phase);
+  take(call.indices, params.indices, params.indices_phase);
+  take(call.output, params.output, params.output_phase);
+  params.by_dilation = FastDiv(dilation);
   params.rows = pool_rows(problem);
   params.columns = pool_columns(problem);
   params.index = call.index;

@@ -16,8 +16,26 @@ int64_t even_up(int64_t x) {
 
 }  // namespace
 
+Pool2dProblem pool2d_strip_problem(const Pool2dProblem& problem) {
+  const int dilation = problem.dilation_h;
+  const auto whole = [&](int input, int output, int stride, int pad) {
+    return stride == 1 && input % dilation == 0 && output % dilation == 0 && pad % dilation == 0;
+  };
+  if (problem.adaptive || dilation == 1 || dilation != problem.dilation_w ||
+      !whole(problem.h, problem.p, problem.stride_h, problem.pad_h) ||
+      !whole(problem.w, problem.q, problem.stride_w, problem.pad_w) ||
+      int64_t{problem.n} * dilation * dilation >= int64_t{1} << 31) {
+    return problem;
+  }
+  Pool2dProblem phase = problem;
+  phase.n *= dilation * dilation;
+  for (int* size : {&phase.h, &phase.w, &phase.p, &phase.q, &phase.pad_h, &phase.pad_w}) *size /= dilation;
+  phase.dilation_h = phase.dilation_w = 1;
+  return phase;
+}
+
 std::optional<Pool2dPlan> plan_strip_pool2d(const Pool2dCall& call, const Chip& chip) {
-  const Pool2dProblem& problem = call.problem;
+  const Pool2dProblem problem = pool2d_strip_problem(call.problem);
   const bool walks_input = pool2d_walks_input(call.op);
   const bool maximum = call.op == Pool2dOp::kMaxFprop || call.op == Pool2dOp::kMaxBprop;
   const int kernel = pool2d_common_kernel(problem);
@@ -30,7 +48,7 @@ std::optional<Pool2dPlan> plan_strip_pool2d(const Pool2dCall& call, const Chip& 
   }
   // Offsets in a row are counted in 32 bits.
   for (const TensorView* view : {&call.input, &call.output, &call.indices}) {
-    if (std::max(problem.w, problem.q) * view->stride_w >= int64_t{1} << 30) return std::nullopt;
+    if (std::max(call.problem.w, call.problem.q) * view->stride_w >= int64_t{1} << 30) return std::nullopt;
   }
 
   const int64_t rows = walks_input ? problem.h : problem.p;
@@ -76,7 +94,8 @@ std::optional<Pool2dPlan> plan_strip_pool2d(const Pool2dCall& call, const Chip& 
   plan.tile = std::to_string(plan.block_rows) + " x " + std::to_string(plan.block_columns) +
               (walks_input ? " inputs of " : " outputs of ") + std::to_string(lanes * vector) +
               " channels; one thread walks down a column of " + std::to_string(vector) + " channels";
-  plan.reason = "3x3 windows at stride " + std::to_string(stride) +
+  plan.reason = (call.problem.dilation_h > 1 ? "each phase of the dilation alone: " : "") +
+                std::string("3x3 windows at stride ") + std::to_string(stride) +
                 " overlap; NHWC with whole aligned groups of channels: rows pass once through shared memory";
   return plan;
 }

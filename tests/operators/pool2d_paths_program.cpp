@@ -287,6 +287,14 @@ std::vector<Pool2dProblem> edge_shapes() {
   add(sliding(2, 8, 11, 10, 5, 3, 2, true));
   add(adaptive(2, 8, 10, 7, 3, 5));
   add(adaptive(2, 8, 4, 3, 7, 9));
+  // Dilated: in phases, and where image, outputs or padding are no multiple of the dilation.
+  for (const int pad : {0, 2}) {
+    add(sliding(2, 16, 10, 12, 3, 1, pad, false, 2));
+    add(sliding(1, 16, 9, 12, 3, 1, pad, false, 2));
+  }
+  add(sliding(2, 16, 10, 8, 3, 1, 1, false, 2));
+  add(sliding(2, 8, 9, 15, 3, 1, 0, false, 3));
+  add(sliding(1, 8, 12, 9, 3, 2, 3, false, 3));
   // Large windows on small planes.
   for (const int c : {1, 8, 12, 40}) add(sliding(2, c, 7, 9, 5, 1, 2));
   add(sliding(1, 16, 3, 5, 4, 3, 2));
