@@ -42,5 +42,15 @@ CLAIMS = (
     Claim(rf"^bias_grad<({HALF}, (1, 8|8, 1)|float, (1, 4|4, 1))>", {WIDE_LOAD: "the gradient"}),
     Claim(rf"^(max|average)_[fb]prop<({HALF}, 8|float, 4),", {WIDE_LOAD: "windows", WIDE_STORE: "results"}),
     Claim(r"^strip_[fb]prop<", {WIDE_COPY: "rows", r"LDS\.128": "rows again", WIDE_STORE: "results"}),
+    Claim(r"^global_nhwc_fprop<", {WIDE_LOAD: "vectors of channels", WIDE_STORE: "results"}),
+    Claim(r"^global_nchw_fprop<", {WIDE_LOAD: "a plane's whole vectors"}),
+    Claim(r"^global_nchw_staged_fprop<", {WIDE_COPY: "the run of planes"}),
+    Claim(r"^global_(nhwc|nchw)_bprop<", {WIDE_STORE: "results"}),
+    Claim(r"^window_[fb]prop<", {WIDE_LOAD: "windows", WIDE_STORE: "results"}),
+    Claim(r"^plane_max_[fb]prop<", {WIDE_COPY: "planes", WIDE_STORE: "results"}),
+    Claim(
+        r"^(strip|window)_fprop<__half, (true|\(bool\)1), ",
+        {r"HSET2": "comparisons of two channels"},
+    ),
     Claim(r"^tile_[fb]prop<", {WIDE_COPY: "the run of planes", WIDE_STORE: "results"}),
 )

@@ -155,8 +155,9 @@ std::optional<Pool2dPlan> plan_global_pool2d(const Pool2dCall& call, const Chip&
   call.channels_last ? plan_nhwc(call, chip, plan) : plan_nchw(call, chip, plan);
   if (plan.grid >= int64_t{1} << 31) return std::nullopt;
   plan.items = int64_t{problem.n} * problem.c * (back ? pixels : 1) / (call.channels_last ? plan.vector : 1);
-  plan.kernel = std::string("pool2d::global_") + (call.channels_last ? "nhwc_" : "nchw_") +
-                (plan.staged ? "staged_" : "") + (maximum ? "max_" : "average_") + (back ? "bprop" : "fprop");
+  plan.kernel = std::string("pool2d::global_") + (maximum ? "max_" : "average_") +
+                (back ? "bprop" : "fprop") + (call.channels_last ? "_nhwc" : "_nchw") +
+                (plan.staged ? "_staged" : "");
   return plan;
 }
 

@@ -235,16 +235,18 @@ def test_max_pool_of_nan_and_infinities(pool: Pool, layout: str, device: str) ->
 
 
 def test_backward_and_pick_ignore_indices_that_point_nowhere(device: str) -> None:
-    pool = SLIDING[1]
-    input = torch.ones(1, 2, *pool.image, device=device)
-    grad = ops.max_pool2d(input, *pool.arguments)
-    for index in (-1, -(2**62), 2**62, 9 * 7):
-        indices = torch.full(grad.shape, index, device=device)
-        assert not ops.max_pool2d_backward(grad, indices, *pool.image, *pool.arguments, False).any()
-        assert not ops.max_pool2d_gather(input, indices, *pool.arguments).any()
-    offsets = torch.full(grad.shape, 255, dtype=torch.uint8, device=device)
-    assert not ops.max_pool2d_backward(grad, offsets, *pool.image, *pool.arguments, False).any()
-    assert not ops.max_pool2d_gather(input, offsets, *pool.arguments).any()
+    for name, layout in itertools.product(NAMED, (torch.contiguous_format, torch.channels_last)):
+        pool = NAMED[name]
+        input = torch.ones(1, 8, *pool.image, device=device).contiguous(memory_format=layout)
+        nhwc = layout == torch.channels_last
+        grad = ops.max_pool2d(input, *pool.arguments)
+        for index in (-1, -(2**62), 2**62, pool.image[0] * pool.image[1]):
+            indices = torch.full_like(grad, index, dtype=torch.int64)
+            assert not ops.max_pool2d_backward(grad, indices, *pool.image, *pool.arguments, nhwc).any()
+            assert not ops.max_pool2d_gather(input, indices, *pool.arguments).any()
+        offsets = torch.full_like(grad, 255, dtype=torch.uint8)
+        assert not ops.max_pool2d_backward(grad, offsets, *pool.image, *pool.arguments, nhwc).any()
+        assert not ops.max_pool2d_gather(input, offsets, *pool.arguments).any()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
