@@ -2,15 +2,18 @@
 //
 // Tile of fprop: one image, `lanes` vectors of 16 bytes of channels. Threads run along the lanes first, then
 // along the pixels: thread (rank, lane) reads the lane's vector of every ranks-th pixel, up to 8 of them (4
-// of maxima) under way before the first is used; then a tree over the ranks, and 16 bytes of y a lane. Tile
-// of bprop: one image, the same lanes, block_pixels pixels. dy (and the index) of each lane is read once,
-// reaches the other threads through shared memory, and goes out as 16 bytes a pixel: dy / (H * W), or dy at
-// the pixel that was chosen and 0 elsewhere.
+// of maxima) under way before the first is used; then a tree over the ranks, and 16 bytes of y a lane.
+//
+// Tile of bprop: one image, the same lanes, block_pixels pixels. dy (and the index) of each lane is read
+// once, reaches the other threads through shared memory, and goes out as 16 bytes a pixel: dy / (H * W), or
+// dy at the pixel that was chosen and 0 elsewhere.
+//
 // Floor, bytes per channel of an image at e bytes an element: (H * W + 1) * e, and the index. Read beyond it:
 // in bprop, dy once more for each further slice of an image.
 // Arithmetic per element: a conversion and an addition, or two comparisons and two moves; in bprop one move,
 // or a comparison and a move. Memory bound, and by latency where one image is all there is: so lanes shrink
 // to a sector of 32 bytes and ranks grow until every SM has a block.
+// Registers (ptxas, sm_90a): fprop 40 to 62, bprop 24 to 30. The loads of a batch stand together in the code.
 #pragma once
 
 #include <cuda_runtime.h>

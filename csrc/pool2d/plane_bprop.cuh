@@ -7,7 +7,8 @@
 // Floor, bytes per channel at e bytes an element: P * Q * (e + 1) read, H * W * e written. Nothing beyond it.
 // Why a scatter: one step a window, where gathering asks up to k * k windows for every input. Sums are never
 // shared, so there are no atomics, and the order of addition is fixed. Bound by the latency of one channel's
-// additions, P * Q of them one after the other; so blocks are narrow and several share an SM.
+// additions, P * Q of them one after the other; so blocks are narrow and two share an SM.
+// Registers (ptxas, sm_90a): 38 for NHWC, 61 to 63 for NCHW.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -6,7 +6,9 @@
 // Floor, bytes per output and channel at e bytes an element: e * H * W / (P * Q) read, e + 1 written (3x3/2:
 // 5 e + 1; 3x3/1: 2 e + 1). Read beyond it: the K - S rows and columns at which strips and column tiles meet.
 // Arithmetic per output and channel: S * K conversions, S * (K - 1) + K - 1 comparisons or additions: 6 + 6
-// for 3x3/2, 3 + 4 for 3x3/1, against 9 + 8 of the general kernel. Memory bound.
+// for 3x3/2, 3 + 4 for 3x3/1, against 9 + 8 of the general kernel; maxima of 16-bit types need no conversion
+// and go two channels at a time. Memory bound.
+// Registers (ptxas, sm_90a): 72 to 92.
 #pragma once
 
 #include <cuda_runtime.h>
