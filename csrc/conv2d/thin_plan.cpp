@@ -1,0 +1,291 @@
+// What the thin kernels cover, their boxes, tiles and splits.
+#include <algorithm>
+
+#include "common/ceil_div.h"
+#include "conv2d/split_sum.h"
+#include "conv2d/thin.h"
+
+namespace fastcnn {
+namespace {
+
+constexpr int kMostChannels = 4;
+constexpr int64_t kMostIndex = int64_t{1} << 30;
+constexpr int kTableBytes = 8 * 1024;  // beside the arena
+
+bool even(int64_t value) {
+  return value % 2 == 0;
+}
+
+// Box rows (columns) that `tile` pixels see.
+int64_t box_extent(int tile, int stride, int taps, int dilation) {
+  return int64_t{tile - 1} * stride + int64_t{taps - 1} * dilation + 1;
+}
+
+// The least number from `least` on that leaves the rest that `stride` does.
+int64_t congruent(int64_t least, int64_t stride, int vector) {
+  return least + ((stride - least) % vector + vector) % vector;
+}
+
+// What of the box does not depend on the tile.
+ThinBox make_box(const Conv2dParams& params) {
+  const Conv2dProblem& problem = params.problem;
+  const TensorView& x = params.input;
+  ThinBox box;
+  box.view = x;
+  box.image_h = problem.h;
+  box.image_w = problem.w;
+  const bool channels_inside =
+      problem.c > 1 && x.stride_c == 1 && (x.stride_w == problem.c || problem.w == 1);
+  const bool planes = !channels_inside && (x.stride_w == 1 || problem.w == 1);
+  box.dense = channels_inside || planes;
+  box.planes = planes ? problem.c : 1;
+  box.pixel = planes ? 1 : problem.c;
+  box.pixel_div = FastDiv(box.pixel);
+  return box;
+}
+
+// Elements of the arena that a box takes, with its pitches; the image's strides decide how it lies.
+int64_t box_elements(const ThinBox& box, int vector, int64_t rows, int64_t columns, int64_t& row_pitch,
+                     int64_t& plane_pitch) {
+  const int64_t vectors = ceil_div(columns * box.pixel + vector - 1, vector);
+  row_pitch = (vectors + 1) * vector;
+  if (box.dense) row_pitch = congruent(row_pitch - 1, box.view.stride_h, vector);
+  plane_pitch = ceil_div(rows * row_pitch, vector) * vector + vector;
+  if (box.dense) plane_pitch = congruent(plane_pitch, box.view.stride_c, vector);
+  return box.planes * plane_pitch + 2 * vector;
+}
+
+void size_box(ThinBox& box, int vector, int64_t rows, int64_t columns) {
+  int64_t row_pitch, plane_pitch;
+  box_elements(box, vector, rows, columns, row_pitch, plane_pitch);
+  box.rows = static_cast<int>(rows);
+  box.columns = static_cast<int>(columns);
+  box.row_pitch = static_cast<int>(row_pitch);
+  box.plane_pitch = static_cast<int>(plane_pitch);
+  box.row_count = FastDiv(box.rows);
+  box.vectors = FastDiv(static_cast<int>(ceil_div(columns * box.pixel + vector - 1, vector)));
+}
+
+// The order of reduction. Pairs: runs begin and end at even elements, which the caller knows to be possible.
+ThinTaps make_taps(const Conv2dProblem& problem, const ThinBox& box, bool paired, int lead) {
+  ThinTaps taps;
+  taps.channels = problem.c;
+  taps.r = problem.r;
+  taps.s = problem.s;
+  taps.row_step = problem.dilation_h;
+  taps.column_step = problem.dilation_w;
+  taps.runs = box.planes * problem.r;
+  taps.run_length = problem.s * box.pixel;
+  taps.lead = paired ? lead : 0;
+  taps.run_pitch = taps.lead + taps.run_length;
+  if (paired) taps.run_pitch += taps.run_pitch % 2;
+  taps.run_pitch_div = FastDiv(taps.run_pitch);
+  taps.pixel_div = FastDiv(box.pixel);
+  taps.r_div = FastDiv(problem.r);
+  return taps;
+}
+
+// Whether two neighbouring taps can be read as one word for every pixel: each run of taps of each pixel then
+// begins at an element as even, or as odd (`lead`), as any other.
+bool pairs(const Conv2dParams& params, const ThinBox& box, int& lead) {
+  const Conv2dProblem& problem = params.problem;
+  lead = 0;
+  if ((problem.dilation_w > 1 && problem.s > 1) || !even(int64_t{problem.stride_w} * box.pixel)) return false;
+  if (!box.dense) return true;
+  const TensorView& x = params.input;
+  if (!even(x.stride_h) || (box.planes > 1 && !even(x.stride_c)) || (problem.n > 1 && !even(x.stride_n))) {
+    return false;
+  }
+  const int64_t first =
+      static_cast<int64_t>(reinterpret_cast<uintptr_t>(x.data) / 2) - int64_t{problem.pad_left} * box.pixel;
+  lead = static_cast<int>(first & 1);
+  return true;
+}
+
+struct Tile {
+  int h = 1, w = 1;
+  int64_t count = 0;
+};
+
+// The tile of at most `slots` pixels, w a multiple of `quantum`, whose box fits `capacity` elements, that
+// leaves the least idle work and the least halo. A block works on `round` pixels at a time.
+std::optional<Tile> choose_tile(const Conv2dProblem& problem, const ThinBox& box, int vector, int slots,
+                                int round, int pixel_bytes, int64_t capacity, int quantum) {
+  std::optional<Tile> best;
+  int64_t best_cost = 0;
+  const int64_t width = ceil_div(problem.q, quantum) * quantum;
+  const int64_t least_cuts = ceil_div(width, slots);
+  for (int64_t cuts = least_cuts; cuts < least_cuts + 8 && (cuts - 1) * quantum < width; ++cuts) {
+    Tile tile;
+    tile.w = static_cast<int>(ceil_div(ceil_div(problem.q, cuts), quantum) * quantum);
+    if (tile.w > slots) continue;
+    const int64_t columns = box_extent(tile.w, problem.stride_w, problem.s, problem.dilation_w);
+    const auto elements = [&](int h) {
+      int64_t row_pitch, plane_pitch;
+      return box_elements(box, vector, box_extent(h, problem.stride_h, problem.r, problem.dilation_h),
+                          columns, row_pitch, plane_pitch);
+    };
+    int rows = std::min(problem.p, slots / tile.w);
+    while (rows > 1 && elements(rows) > capacity) --rows;
+    if (elements(rows) > capacity) continue;
+    tile.h = static_cast<int>(ceil_div(problem.p, ceil_div(problem.p, rows)));
+    tile.count = problem.n * ceil_div(problem.p, tile.h) * ceil_div(problem.q, tile.w);
+    const int64_t worked = ceil_div(int64_t{tile.h} * tile.w, round) * round;
+    const int64_t cost = tile.count * (worked * pixel_bytes + elements(tile.h) * 16 / vector + 4096);
+    if (!best || cost < best_cost) {
+      best = tile;
+      best_cost = cost;
+    }
+  }
+  return best;
+}
+
+// Whether the filters are one run of memory, one behind the other, of 16-byte alignment; channels inside or
+// outside of the window.
+bool dense_weights(const Conv2dParams& params, bool channels_inner) {
+  const Conv2dProblem& problem = params.problem;
+  const TensorView& weight = params.weight;
+  const int channels = problem.c;
+  const auto steps = [](int extent, int64_t stride, int64_t expected) {
+    return extent == 1 || stride == expected;
+  };
+  const int64_t pixel = channels_inner ? channels : 1;
+  return steps(channels, weight.stride_c, channels_inner ? 1 : int64_t{problem.r} * problem.s) &&
+         steps(problem.s, weight.stride_w, pixel) && steps(problem.r, weight.stride_h, pixel * problem.s) &&
+         steps(problem.k, weight.stride_n, int64_t{channels} * problem.r * problem.s) &&
+         reinterpret_cast<uintptr_t>(weight.data) % 16 == 0;
+}
+
+// Whether 16 bytes of neighbouring outputs (filters, or pixels of a row) can be stored as one.
+bool output_vectors(const Conv2dParams& params, bool channels_last, int vector) {
+  const Conv2dProblem& problem = params.problem;
+  const TensorView& y = params.output;
+  if (channels_last) {
+    return channels_align(y, problem.n, problem.p, problem.q, vector, dtype_size(params.dtype));
+  }
+  const auto aligned = [&](int64_t stride, int extent) { return extent == 1 || stride % vector == 0; };
+  return y.stride_w == 1 && aligned(y.stride_h, problem.p) && aligned(y.stride_c, problem.k) &&
+         aligned(y.stride_n, problem.n) && reinterpret_cast<uintptr_t>(y.data) % 16 == 0;
+}
+
+std::string tile_text(const Tile& tile, int filters) {
+  return std::to_string(tile.h) + "x" + std::to_string(tile.w) + " pixels x " + std::to_string(filters) +
+         " filters";
+}
+
+std::string box_text(const ThinBox& box) {
+  if (!box.dense) return "x element by element";
+  return box.planes > 1 ? "planes of x in 16-byte loads" : "rows of x in 16-byte loads";
+}
+
+std::optional<ThinPlan> plan_fprop(const Conv2dParams& params, const Chip& chip) {
+  const Conv2dProblem& problem = params.problem;
+  const int bytes = dtype_size(params.dtype);
+  const int vector = 16 / bytes;
+  ThinPlan plan;
+  plan.tensor_cores = true;
+  plan.channels_last = params.output.stride_c == 1;
+  ThinFpropParams& fprop = plan.fprop;
+  fprop.x = make_box(params);
+  int lead;
+  plan.paired = pairs(params, fprop.x, lead);
+  fprop.taps = make_taps(problem, fprop.x, plan.paired, lead);
+  const int64_t reduction = ceil_div(int64_t{fprop.taps.runs} * fprop.taps.run_pitch, 16) * 16;
+  if (reduction > kThinMaxReduction) return std::nullopt;
+  fprop.steps = static_cast<int>(reduction / 16);
+
+  // Filters of a block: all, if their weights leave room to pixels.
+  const int64_t arena = kThinArenaBytes / bytes;
+  const int64_t blocks = ceil_div(problem.k, kThinMmaFilters);
+  int64_t filter_blocks = std::min<int64_t>(blocks, kThinFilters / kThinMmaFilters);
+  while (filter_blocks > 1 && filter_blocks * kThinMmaFilters * reduction > arena * 3 / 5) --filter_blocks;
+  const int64_t slabs = ceil_div(blocks, filter_blocks);
+  filter_blocks = ceil_div(blocks, slabs);
+  fprop.filter_blocks = static_cast<int>(filter_blocks);
+  fprop.slab_filters = fprop.filter_blocks * kThinMmaFilters;
+  const int64_t capacity = arena - fprop.slab_filters * reduction;
+
+  const int round =
+      static_cast<int>(std::max<int64_t>(1, kThinThreads / 32 / filter_blocks) * kThinMmaPixels);
+  std::optional<Tile> tile;
+  for (int slots = kThinSlots;; slots /= 2) {
+    tile = choose_tile(problem, fprop.x, vector, slots, round, fprop.slab_filters * bytes, capacity,
+                       plan.channels_last ? 1 : vector);
+    if (slots == 64 || (tile && tile->count * slabs >= 2 * chip.sm_count)) break;
+  }
+  if (!tile || tile->count * slabs > kMostIndex) return std::nullopt;
+  size_box(fprop.x, vector, box_extent(tile->h, problem.stride_h, problem.r, problem.dilation_h),
+           box_extent(tile->w, problem.stride_w, problem.s, problem.dilation_w));
+  fprop.weight = params.weight;
+  fprop.output = params.output;
+  fprop.epilogue = params.epilogue;
+  fprop.image_n = problem.n;
+  fprop.out_h = problem.p;
+  fprop.out_w = problem.q;
+  fprop.filters = problem.k;
+  fprop.step_h = problem.stride_h;
+  fprop.step_w = problem.stride_w;
+  fprop.first_h = -problem.pad_top;
+  fprop.first_w = -problem.pad_left;
+  fprop.tile_h = tile->h;
+  fprop.tile_w = tile->w;
+  fprop.tiles = static_cast<int>(tile->count);
+  fprop.pixel_blocks = static_cast<int>(ceil_div(int64_t{tile->h} * tile->w, kThinMmaPixels));
+  fprop.weight_channels_inner = params.weight.stride_c == 1 && problem.r * problem.s > 1;
+  fprop.weight_dense = dense_weights(params, fprop.weight_channels_inner) &&
+                       problem.c * problem.r * problem.s * fprop.slab_filters % vector == 0;
+  fprop.vector_store = output_vectors(params, plan.channels_last, vector);
+  fprop.slabs = FastDiv(static_cast<int>(slabs));
+  fprop.tiles_h = FastDiv(static_cast<int>(ceil_div(problem.p, tile->h)));
+  fprop.tiles_w = FastDiv(static_cast<int>(ceil_div(problem.q, tile->w)));
+  fprop.tile_columns = FastDiv(tile->w);
+  fprop.block_filters = FastDiv(fprop.filter_blocks);
+  fprop.weight_filter = FastDiv(problem.c * problem.r * problem.s);
+  fprop.weight_s = FastDiv(problem.s);
+  fprop.weight_r = FastDiv(problem.r);
+  fprop.weight_c = FastDiv(problem.c);
+
+  // Two rounds of two blocks an SM, if there is as much to do: a block's weights serve all of its tiles.
+  const int64_t per_block = ceil_div(tile->count * slabs, 4 * int64_t{chip.sm_count});
+  fprop.tiles_per_block = static_cast<int>(per_block);
+  plan.grid = slabs * ceil_div(tile->count, per_block);
+  plan.threads = kThinThreads;
+  plan.shared_bytes = kThinArenaBytes + (kThinMaxReduction + kThinSlots + kThinFilters) * sizeof(int);
+  plan.tile = tile_text(*tile, std::min(problem.k, fprop.slab_filters));
+  plan.reason = "up to 4 channels: taps are one dimension of products on tensor cores, " + box_text(fprop.x) +
+                ", " + (plan.paired ? "two taps" : "one tap") + " a read";
+  return plan;
+}
+
+}  // namespace
+
+std::optional<ThinPlan> plan_thin(Conv2dPass pass, const Conv2dParams& params, const Chip& chip) {
+  const Conv2dProblem& problem = params.problem;
+  if (problem.groups != 1 || problem.c > kMostChannels ||
+      chip.shared_bytes_per_block < kThinArenaBytes + kTableBytes) {
+    return std::nullopt;
+  }
+  // An empty batch or image is the generic path's.
+  for (const int extent : {problem.n, problem.c, problem.k, problem.h, problem.w, problem.p, problem.q}) {
+    if (extent < 1) return std::nullopt;
+  }
+  // Rows and columns past the image, by padding or dilation, must not overflow.
+  for (const int extent : {problem.pad_top, problem.pad_left, problem.dilation_h, problem.dilation_w,
+                           problem.stride_h, problem.stride_w, problem.w}) {
+    if (extent > 1 << 20) return std::nullopt;
+  }
+  if (int64_t{problem.c} * problem.r * problem.s > kThinMaxReduction) return std::nullopt;
+  const bool half = dtype_size(params.dtype) == 2;
+  if (pass == Conv2dPass::kFprop && half) return plan_fprop(params, chip);
+  return std::nullopt;
+}
+
+void launch_thin(Conv2dPass pass, const Conv2dParams& params, const ThinPlan& plan, cudaStream_t stream) {
+  if (params.dtype == DType::kFloat16) {
+    thin::launch_fprop_mma<__half>(plan.fprop, plan, stream);
+  } else {
+    thin::launch_fprop_mma<__nv_bfloat16>(plan.fprop, plan, stream);
+  }
+}
+
+}  // namespace fastcnn
