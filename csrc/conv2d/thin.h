@@ -27,6 +27,9 @@ inline constexpr int kThinSlots = 512;             // pixels of a tile of fprop
 inline constexpr int kThinFilters = 256;           // of a block of fprop
 inline constexpr int kThinMmaFilters = 64;         // that a warp multiplies at a time,
 inline constexpr int kThinMmaPixels = 32;          // with so many pixels
+inline constexpr int kThinWgradSlots = 256;        // pixels of a tile of wgrad
+inline constexpr int kThinWgradFilters = 64;       // of a block of wgrad
+inline constexpr int kThinUnitOctets = 5;          // of taps, that a warp of wgrad sums, at most
 
 // The box of x in shared memory: [plane][row][element], where pitches are congruent to the image's strides
 // modulo 16 bytes: a box that starts as the image does, within 16 bytes, has every row so aligned.
@@ -75,11 +78,40 @@ struct ThinFpropParams {
   FastDiv weight_filter, weight_s, weight_r, weight_c;  // take an index of a filter apart
 };
 
+// wgrad. Taps are numbered as the weight lies in its partial sums, (c, r, s); one more is the bias
+// gradient's.
+struct ThinWgradParams {
+  ThinBox x;
+  TensorView dy;
+  GradActivation activation;
+  TensorView output;
+  void* bias_grad = nullptr;
+  float* partials = nullptr;  // of each split [K][C][R][S], then [K] of the bias; null with one split
+  int image_n = 0, out_h = 0, out_w = 0, filters = 0;
+  int taps = 0, channels = 0;
+  int tap_rows = 1, tap_columns = 1;  // box rows, columns from tap to tap
+  int step_h = 1, step_w = 1, first_h = 0, first_w = 0;
+  int tile_h = 1, tile_w = 1;
+  int slots = 0;            // of a tile's pixels, whole steps
+  int dy_pitch = 0;         // of a pixel's filters in shared memory, or of a filter's pixels
+  bool dy_vectors = false;  // 16-byte loads
+  int tiles = 0, tiles_per_block = 1;
+  int unit_taps = 0;    // that a warp (thread) sums
+  int block_units = 0;  // of one block
+  int units = 0;
+  int streams = 1;  // warps (threads) that share a unit's pixels
+  FastDiv slabs, unit_tiles, tiles_h, tiles_w, tile_columns;
+  FastDiv dy_vectors_div;  // 16-byte vectors of a pixel's filters, or of a filter's pixels
+  FastDiv s_div, r_div;
+};
+
 struct ThinPlan {
   ThinFpropParams fprop;
+  ThinWgradParams wgrad;
   bool tensor_cores = false;
+  int unit_octets = 0;         // of taps, that a warp of wgrad sums
   bool paired = false;         // on tensor cores: elements of x are read two at a time
-  bool channels_last = false;  // of the output
+  bool channels_last = false;  // of y, dy
   int splits = 1;
   int64_t grid = 0;
   int threads = 0;
@@ -97,6 +129,8 @@ namespace thin {
 // Each element type has a .cu file of its own.
 template <class T>  // __half, __nv_bfloat16
 void launch_fprop_mma(const ThinFpropParams& params, const ThinPlan& plan, cudaStream_t stream);
+template <class T>  // __half, __nv_bfloat16
+void launch_wgrad_mma(const ThinWgradParams& params, const ThinPlan& plan, cudaStream_t stream);
 }  // namespace thin
 
 }  // namespace fastcnn

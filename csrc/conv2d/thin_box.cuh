@@ -37,7 +37,7 @@ __device__ inline int bring_box(SharedArray<T, N>& arena, int arena_start, const
   const int first_element = first_column * box.pixel;
   const int image_elements = box.image_w * box.pixel;
   const int items = box.planes * box.rows * box.vectors.divisor();
-#pragma unroll 2
+#pragma unroll 1
   for (int item = threadIdx.x; item < items; item += blockDim.x) {
     int vector, row;
     const int plane = box.row_count.divide(box.vectors.divide(item, vector), row);

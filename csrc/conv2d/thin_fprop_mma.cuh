@@ -52,7 +52,7 @@ __device__ inline void bring_weights(SharedArray<T, kArena<T>>& arena, const Thi
                                      int first_filter, int filters) {
   const int size = params.weight_filter.divisor();
   const T* const data = static_cast<const T*>(params.weight.data) + first_filter * params.weight.stride_n;
-#pragma unroll 4
+#pragma unroll 2
   for (int index = threadIdx.x * E; index < filters * size; index += blockDim.x * E) {
     int in_filter, c, r, s;
     int filter = params.weight_filter.divide(index, in_filter);
@@ -136,18 +136,19 @@ __device__ inline uint32_t load_pair(const SharedArray<T, kArena<T>>& arena, int
   return word;
 }
 
-// Finishes and stores 8 neighbours of the output, `step` elements apart, of which `left` exist.
+// Finishes and stores 8 neighbours of the output, `step` elements apart, of which `left` exist. Not inlined:
+// the epilogue is unrolled over a warp's sums, and its copies would not fit the instruction cache.
 template <class T>
-__device__ inline void store_row(const ThinFpropParams& params, const float (&row)[8], const float (&bias)[8],
-                                 int64_t offset, int64_t step, int left) {
+[[gnu::noinline]] __device__ void store_row(const ThinFpropParams& params, Vector<float, 8> row,
+                                            Vector<float, 8> bias, int64_t offset, int64_t step, int left) {
   T* const out = static_cast<T*>(params.output.data);
   if (params.vector_store && left >= 8) {
-    store_global<8>(out + offset, finish<T>(params.epilogue, row, bias, offset));
+    store_global<8>(out + offset, finish<T>(params.epilogue, row.value, bias.value, offset));
     return;
   }
 #pragma unroll
   for (int v = 0; v < 8; ++v) {
-    if (v >= left) continue;
+    if (v >= left) return;
     const float sum[1] = {row[v]}, one_bias[1] = {bias[v]};
     store_global<1>(out + offset + v * step, finish<T>(params.epilogue, sum, one_bias, offset + v * step));
   }
@@ -267,9 +268,10 @@ __global__ __launch_bounds__(kThinThreads,
                              (ChannelsLast ? i % kOctets * 8 + t * 8 : i / 4 * 16 + half * 8 + g);
           int w;
           const int h = params.tile_columns.divide(slot, w);
-          float bias[8];
+          Vector<float, 8> sum, bias;
 #pragma unroll
-          for (int v = 0; v < 8; ++v) bias[v] = shared.bias.load(ChannelsLast ? filter + v : filter);
+          for (int v = 0; v < 8; ++v)
+            sum[v] = values[v], bias[v] = shared.bias.load(ChannelsLast ? filter + v : filter);
           if (h >= params.tile_h || row + h >= params.out_h || column + w >= params.out_w ||
               filter >= filters) {
             continue;
@@ -277,9 +279,9 @@ __global__ __launch_bounds__(kThinThreads,
           const int64_t offset = base + (row + h) * params.output.stride_h +
                                  (column + w) * params.output.stride_w + filter * params.output.stride_c;
           if (ChannelsLast) {
-            store_row<T>(params, values, bias, offset, params.output.stride_c, filters - filter);
+            store_row<T>(params, sum, bias, offset, params.output.stride_c, filters - filter);
           } else {
-            store_row<T>(params, values, bias, offset, params.output.stride_w, params.out_w - column - w);
+            store_row<T>(params, sum, bias, offset, params.output.stride_w, params.out_w - column - w);
           }
         }
       }

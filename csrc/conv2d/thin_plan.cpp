@@ -10,6 +10,8 @@ namespace {
 
 constexpr int kMostChannels = 4;
 constexpr int64_t kMostIndex = int64_t{1} << 30;
+constexpr int64_t kMostWorkspace = int64_t{64} << 20;
+constexpr int kMostWarps = kThinThreads / 32;
 constexpr int kTableBytes = 8 * 1024;  // beside the arena
 
 bool even(int64_t value) {
@@ -156,10 +158,10 @@ bool dense_weights(const Conv2dParams& params, bool channels_inner) {
          reinterpret_cast<uintptr_t>(weight.data) % 16 == 0;
 }
 
-// Whether 16 bytes of neighbouring outputs (filters, or pixels of a row) can be stored as one.
-bool output_vectors(const Conv2dParams& params, bool channels_last, int vector) {
+// Whether 16 bytes of neighbours of y or dy (filters, or pixels of a row from a whole vector on) can be moved
+// as one.
+bool image_vectors(const Conv2dParams& params, const TensorView& y, bool channels_last, int vector) {
   const Conv2dProblem& problem = params.problem;
-  const TensorView& y = params.output;
   if (channels_last) {
     return channels_align(y, problem.n, problem.p, problem.q, vector, dtype_size(params.dtype));
   }
@@ -234,7 +236,7 @@ std::optional<ThinPlan> plan_fprop(const Conv2dParams& params, const Chip& chip)
   fprop.weight_channels_inner = params.weight.stride_c == 1 && problem.r * problem.s > 1;
   fprop.weight_dense = dense_weights(params, fprop.weight_channels_inner) &&
                        problem.c * problem.r * problem.s * fprop.slab_filters % vector == 0;
-  fprop.vector_store = output_vectors(params, plan.channels_last, vector);
+  fprop.vector_store = image_vectors(params, params.output, plan.channels_last, vector);
   fprop.slabs = FastDiv(static_cast<int>(slabs));
   fprop.tiles_h = FastDiv(static_cast<int>(ceil_div(problem.p, tile->h)));
   fprop.tiles_w = FastDiv(static_cast<int>(ceil_div(problem.q, tile->w)));
@@ -254,6 +256,100 @@ std::optional<ThinPlan> plan_fprop(const Conv2dParams& params, const Chip& chip)
   plan.tile = tile_text(*tile, std::min(problem.k, fprop.slab_filters));
   plan.reason = "up to 4 channels: taps are one dimension of products on tensor cores, " + box_text(fprop.x) +
                 ", " + (plan.paired ? "two taps" : "one tap") + " a read";
+  return plan;
+}
+
+// What a warp sums: octets of taps, the bias gradient's among them. Gives the blocks that share a slab's
+// taps.
+int64_t set_warp_units(ThinWgradParams& wgrad, bool bias, int& unit_octets) {
+  const int64_t octets = ceil_div(wgrad.taps + (bias ? 1 : 0), 8);
+  unit_octets = octets <= 2 ? 2 : kThinUnitOctets;
+  wgrad.unit_taps = unit_octets * 8;
+  wgrad.units = static_cast<int>(ceil_div(octets, unit_octets));
+  const int64_t unit_tiles = ceil_div(wgrad.units, kMostWarps);
+  wgrad.block_units = static_cast<int>(ceil_div(wgrad.units, unit_tiles));
+  wgrad.streams = kMostWarps / wgrad.block_units;
+  return unit_tiles;
+}
+
+std::optional<ThinPlan> plan_wgrad(const Conv2dParams& params, const Chip& chip) {
+  const Conv2dProblem& problem = params.problem;
+  const int bytes = dtype_size(params.dtype);
+  const int vector = 16 / bytes;
+  ThinPlan plan;
+  plan.tensor_cores = true;
+  plan.channels_last = params.grad.stride_c == 1;
+  ThinWgradParams& wgrad = plan.wgrad;
+  wgrad.dy = params.grad;
+  wgrad.activation = params.grad_activation;
+  wgrad.output = params.output;
+  wgrad.bias_grad = params.bias_grad;
+  wgrad.image_n = problem.n;
+  wgrad.out_h = problem.p;
+  wgrad.out_w = problem.q;
+  wgrad.filters = problem.k;
+  wgrad.channels = problem.c;
+  wgrad.taps = problem.c * problem.r * problem.s;
+  wgrad.tap_rows = problem.dilation_h;
+  wgrad.tap_columns = problem.dilation_w;
+  wgrad.step_h = problem.stride_h;
+  wgrad.step_w = problem.stride_w;
+  wgrad.first_h = -problem.pad_top;
+  wgrad.first_w = -problem.pad_left;
+  wgrad.s_div = FastDiv(problem.s);
+  wgrad.r_div = FastDiv(problem.r);
+  const bool bias = params.bias_grad != nullptr;
+  const int64_t unit_tiles = set_warp_units(wgrad, bias, plan.unit_octets);
+  const int64_t slabs = ceil_div(problem.k, kThinWgradFilters);
+
+  wgrad.x = make_box(params);
+  // The gradient's tile: of each pixel all filters of a slab, or of each filter all pixels.
+  const int64_t arena = kThinArenaBytes / bytes;
+  const int64_t slot_pitch = kThinWgradFilters + vector;
+  std::optional<Tile> tile;
+  for (int slots = kThinWgradSlots;; slots /= 2) {
+    const int64_t grad = std::max(slots * slot_pitch, int64_t{kThinWgradFilters} * (slots + vector));
+    tile = choose_tile(problem, wgrad.x, vector, slots, 16 * wgrad.streams, kThinWgradFilters * bytes,
+                       arena - grad, plan.channels_last ? 1 : vector);
+    if (slots == 64 || (tile && tile->count * slabs * unit_tiles >= 2 * chip.sm_count)) break;
+  }
+  if (!tile || tile->count > kMostIndex) return std::nullopt;
+  size_box(wgrad.x, vector, box_extent(tile->h, problem.stride_h, problem.r, problem.dilation_h),
+           box_extent(tile->w, problem.stride_w, problem.s, problem.dilation_w));
+  wgrad.tile_h = tile->h;
+  wgrad.tile_w = tile->w;
+  wgrad.slots = static_cast<int>(ceil_div(int64_t{tile->h} * tile->w, 16) * 16);
+  wgrad.dy_pitch = plan.channels_last ? static_cast<int>(slot_pitch) : wgrad.slots + vector;
+  wgrad.dy_vectors = image_vectors(params, params.grad, plan.channels_last, vector);
+  wgrad.dy_vectors_div = FastDiv((plan.channels_last ? kThinWgradFilters : wgrad.slots) / vector);
+  wgrad.slabs = FastDiv(static_cast<int>(slabs));
+  wgrad.unit_tiles = FastDiv(static_cast<int>(unit_tiles));
+  wgrad.tiles = static_cast<int>(tile->count);
+  wgrad.tiles_h = FastDiv(static_cast<int>(ceil_div(problem.p, tile->h)));
+  wgrad.tiles_w = FastDiv(static_cast<int>(ceil_div(problem.q, tile->w)));
+  wgrad.tile_columns = FastDiv(tile->w);
+
+  // One round of two blocks an SM; less, down to one block an SM, where partial sums, written and read, would
+  // be more than a sixteenth of what is read.
+  const int64_t partial_bytes = problem.k * (int64_t{wgrad.taps} + (bias ? 1 : 0)) * 4;
+  const int64_t read_bytes =
+      (int64_t{problem.c} * problem.h * problem.w + int64_t{problem.k} * problem.p * problem.q) * problem.n *
+      bytes;
+  const int64_t round = std::max<int64_t>(1, 2 * int64_t{chip.sm_count} / (slabs * unit_tiles));
+  const int64_t least = ceil_div(chip.sm_count, slabs * unit_tiles);
+  const int64_t wanted = std::min(round, std::max(least, read_bytes / 32 / partial_bytes));
+  const int64_t splits = std::clamp<int64_t>(
+      wanted, 1, std::max<int64_t>(1, std::min(tile->count, kMostWorkspace / partial_bytes)));
+  wgrad.tiles_per_block = static_cast<int>(ceil_div(tile->count, splits));
+  plan.splits = static_cast<int>(ceil_div(tile->count, wgrad.tiles_per_block));
+  if (plan.splits > 1) plan.workspace_bytes = static_cast<size_t>(plan.splits * partial_bytes);
+  plan.grid = slabs * unit_tiles * plan.splits;
+  if (plan.grid > kMostIndex) return std::nullopt;
+  plan.threads = kThinThreads;
+  plan.shared_bytes = kThinArenaBytes + (kThinWgradSlots + kMostWarps * kThinUnitOctets * 8) * sizeof(int);
+  plan.tile = tile_text(*tile, std::min(problem.k, kThinWgradFilters));
+  plan.reason = "up to 4 channels: taps are one dimension of products on tensor cores, " + box_text(wgrad.x) +
+                ", dy in " + (wgrad.dy_vectors ? "16-byte loads" : "single elements");
   return plan;
 }
 
@@ -277,15 +373,43 @@ std::optional<ThinPlan> plan_thin(Conv2dPass pass, const Conv2dParams& params, c
   if (int64_t{problem.c} * problem.r * problem.s > kThinMaxReduction) return std::nullopt;
   const bool half = dtype_size(params.dtype) == 2;
   if (pass == Conv2dPass::kFprop && half) return plan_fprop(params, chip);
+  if (pass == Conv2dPass::kWgrad && half) return plan_wgrad(params, chip);
   return std::nullopt;
 }
 
 void launch_thin(Conv2dPass pass, const Conv2dParams& params, const ThinPlan& plan, cudaStream_t stream) {
-  if (params.dtype == DType::kFloat16) {
-    thin::launch_fprop_mma<__half>(plan.fprop, plan, stream);
-  } else {
-    thin::launch_fprop_mma<__nv_bfloat16>(plan.fprop, plan, stream);
+  const auto visit = [&](auto&& f) {
+    if (params.dtype == DType::kFloat16) return f(TypeTag<__half>{});
+    return f(TypeTag<__nv_bfloat16>{});
+  };
+  if (pass == Conv2dPass::kFprop) {
+    visit([&](auto tag) {
+      using T = typename decltype(tag)::type;
+      thin::launch_fprop_mma<T>(plan.fprop, plan, stream);
+    });
+    return;
   }
+  ThinWgradParams wgrad = plan.wgrad;
+  if (plan.splits > 1) wgrad.partials = static_cast<float*>(params.workspace);
+  visit([&](auto tag) {
+    using T = typename decltype(tag)::type;
+    thin::launch_wgrad_mma<T>(wgrad, plan, stream);
+  });
+  if (plan.splits == 1) return;
+  SplitSumParams sum;
+  sum.partials = wgrad.partials;
+  sum.output = params.output;
+  sum.dtype = params.dtype;
+  sum.splits = plan.splits;
+  sum.n = wgrad.filters;
+  sum.c = wgrad.channels;
+  sum.h = params.problem.r;
+  sum.w = params.problem.s;
+  if (params.bias_grad != nullptr) {
+    sum.tail_output = params.bias_grad;
+    sum.tail = wgrad.filters;
+  }
+  launch_split_sum(sum, stream);
 }
 
 }  // namespace fastcnn
