@@ -28,7 +28,7 @@ inline constexpr int kThinFilters = 256;           // of a block of fprop
 inline constexpr int kThinMmaFilters = 64;         // that a warp multiplies at a time,
 inline constexpr int kThinMmaPixels = 32;          // with so many pixels
 inline constexpr int kThinWgradSlots = 256;        // pixels of a tile of wgrad
-inline constexpr int kThinWgradFilters = 64;       // of a block of wgrad
+inline constexpr int kThinWgradWarps = 16;         // of a block of wgrad, at most
 inline constexpr int kThinUnitOctets = 5;          // of taps, that a warp of wgrad sums, at most
 
 // The box of x in shared memory: [plane][row][element], where pitches are congruent to the image's strides
@@ -92,16 +92,17 @@ struct ThinWgradParams {
   int tap_rows = 1, tap_columns = 1;  // box rows, columns from tap to tap
   int step_h = 1, step_w = 1, first_h = 0, first_w = 0;
   int tile_h = 1, tile_w = 1;
-  int slots = 0;            // of a tile's pixels, whole steps
+  int slots = 0;  // of a tile's pixels, whole steps
+  int block_filters = 0;
   int dy_pitch = 0;         // of a pixel's filters in shared memory, or of a filter's pixels
   bool dy_vectors = false;  // 16-byte loads
   int tiles = 0, tiles_per_block = 1;
-  int unit_taps = 0;    // that a warp (thread) sums
   int block_units = 0;  // of one block
   int units = 0;
   int streams = 1;  // warps (threads) that share a unit's pixels
   FastDiv slabs, unit_tiles, tiles_h, tiles_w, tile_columns;
   FastDiv dy_vectors_div;  // 16-byte vectors of a pixel's filters, or of a filter's pixels
+  FastDiv unit_parts;      // units that share their filters
   FastDiv s_div, r_div;
 };
 

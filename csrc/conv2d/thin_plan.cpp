@@ -259,16 +259,19 @@ std::optional<ThinPlan> plan_fprop(const Conv2dParams& params, const Chip& chip)
   return plan;
 }
 
-// What a warp sums: octets of taps, the bias gradient's among them. Gives the blocks that share a slab's
-// taps.
+// Cuts the sums of a block into the units of warps: 64 filters x 5 (2) octets of taps, the bias gradient's
+// among them. Gives the blocks that share filters.
 int64_t set_warp_units(ThinWgradParams& wgrad, bool bias, int& unit_octets) {
   const int64_t octets = ceil_div(wgrad.taps + (bias ? 1 : 0), 8);
   unit_octets = octets <= 2 ? 2 : kThinUnitOctets;
-  wgrad.unit_taps = unit_octets * 8;
-  wgrad.units = static_cast<int>(ceil_div(octets, unit_octets));
-  const int64_t unit_tiles = ceil_div(wgrad.units, kMostWarps);
+  const int64_t parts = ceil_div(octets, unit_octets);
+  const int filter_blocks = wgrad.filters > kThinMmaFilters && 2 * parts <= kThinWgradWarps ? 2 : 1;
+  wgrad.block_filters = filter_blocks * kThinMmaFilters;
+  wgrad.unit_parts = FastDiv(static_cast<int>(parts));
+  wgrad.units = static_cast<int>(filter_blocks * parts);
+  const int64_t unit_tiles = ceil_div(wgrad.units, kThinWgradWarps);
   wgrad.block_units = static_cast<int>(ceil_div(wgrad.units, unit_tiles));
-  wgrad.streams = kMostWarps / wgrad.block_units;
+  wgrad.streams = std::max(1, kMostWarps / wgrad.block_units);
   return unit_tiles;
 }
 
@@ -300,16 +303,16 @@ std::optional<ThinPlan> plan_wgrad(const Conv2dParams& params, const Chip& chip)
   wgrad.r_div = FastDiv(problem.r);
   const bool bias = params.bias_grad != nullptr;
   const int64_t unit_tiles = set_warp_units(wgrad, bias, plan.unit_octets);
-  const int64_t slabs = ceil_div(problem.k, kThinWgradFilters);
+  const int64_t slabs = ceil_div(problem.k, wgrad.block_filters);
 
   wgrad.x = make_box(params);
   // The gradient's tile: of each pixel all filters of a slab, or of each filter all pixels.
   const int64_t arena = kThinArenaBytes / bytes;
-  const int64_t slot_pitch = kThinWgradFilters + vector;
+  const int64_t slot_pitch = wgrad.block_filters + vector;
   std::optional<Tile> tile;
   for (int slots = kThinWgradSlots;; slots /= 2) {
-    const int64_t grad = std::max(slots * slot_pitch, int64_t{kThinWgradFilters} * (slots + vector));
-    tile = choose_tile(problem, wgrad.x, vector, slots, 16 * wgrad.streams, kThinWgradFilters * bytes,
+    const int64_t grad = std::max(slots * slot_pitch, int64_t{wgrad.block_filters} * (slots + vector));
+    tile = choose_tile(problem, wgrad.x, vector, slots, 16 * wgrad.streams, wgrad.block_filters * bytes,
                        arena - grad, plan.channels_last ? 1 : vector);
     if (slots == 64 || (tile && tile->count * slabs * unit_tiles >= 2 * chip.sm_count)) break;
   }
@@ -321,7 +324,7 @@ std::optional<ThinPlan> plan_wgrad(const Conv2dParams& params, const Chip& chip)
   wgrad.slots = static_cast<int>(ceil_div(int64_t{tile->h} * tile->w, 16) * 16);
   wgrad.dy_pitch = plan.channels_last ? static_cast<int>(slot_pitch) : wgrad.slots + vector;
   wgrad.dy_vectors = image_vectors(params, params.grad, plan.channels_last, vector);
-  wgrad.dy_vectors_div = FastDiv((plan.channels_last ? kThinWgradFilters : wgrad.slots) / vector);
+  wgrad.dy_vectors_div = FastDiv((plan.channels_last ? wgrad.block_filters : wgrad.slots) / vector);
   wgrad.slabs = FastDiv(static_cast<int>(slabs));
   wgrad.unit_tiles = FastDiv(static_cast<int>(unit_tiles));
   wgrad.tiles = static_cast<int>(tile->count);
@@ -345,9 +348,10 @@ std::optional<ThinPlan> plan_wgrad(const Conv2dParams& params, const Chip& chip)
   if (plan.splits > 1) plan.workspace_bytes = static_cast<size_t>(plan.splits * partial_bytes);
   plan.grid = slabs * unit_tiles * plan.splits;
   if (plan.grid > kMostIndex) return std::nullopt;
-  plan.threads = kThinThreads;
-  plan.shared_bytes = kThinArenaBytes + (kThinWgradSlots + kMostWarps * kThinUnitOctets * 8) * sizeof(int);
-  plan.tile = tile_text(*tile, std::min(problem.k, kThinWgradFilters));
+  plan.threads = std::max(kThinThreads, 32 * wgrad.block_units);
+  plan.shared_bytes =
+      kThinArenaBytes + (kThinWgradSlots + kThinWgradWarps * kThinUnitOctets * 8) * sizeof(int);
+  plan.tile = tile_text(*tile, std::min(problem.k, wgrad.block_filters));
   plan.reason = "up to 4 channels: taps are one dimension of products on tensor cores, " + box_text(wgrad.x) +
                 ", dy in " + (wgrad.dy_vectors ? "16-byte loads" : "single elements");
   return plan;

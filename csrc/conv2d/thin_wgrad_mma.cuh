@@ -1,16 +1,16 @@
 // wgrad of few input channels in half precision on tensor cores (mma.sync m16n8k16, fp32 sums), and the bias
 // gradient with it.
 //
-// Walk: a block takes 64 filters and a range of tiles of up to 256 output pixels (a split). Of each tile it
-// brings the gradient and the box of x to shared memory. A warp owns a unit, 64 filters (M) x 40 or 16 taps
-// (N), and every `streams`-th run of 16 pixels (K). The gradient comes by ldmatrix (transposing for NHWC), x
-// is gathered, an element for each pixel and tap: a column of B is a tap. The bias gradient is one more tap,
-// of ones. Slots without a pixel are zeros in both operands: an infinity of x times a zero would be NaN.
-// Streams are added in order in the end, splits by split_sum.
-// Floor: bytes of x and dy once, 2*N*P*Q*K*C*R*S flops; a pixel of dy is 128 bytes at K = 64. Waste: taps are
-// padded to whole units, filters to 64; x is read 1 + halo times. 16 pixels x 40 taps cost 36 wavefronts of
-// shared memory for 20 products. Memory bounds 3x3 and patches, at 7x7/2 shared memory takes as long.
-// Why: the generic kernel brings x once a tap, element by element, to FMA units.
+// Walk: a block takes 64 or 128 filters and a range of tiles of up to 256 output pixels (a split). Of each
+// tile it brings the gradient and the box of x to shared memory. A warp owns a unit, 64 filters (M) x 40 or
+// 16 taps (N), and every `streams`-th run of 16 pixels (K). The gradient comes by ldmatrix (transposing for
+// NHWC), x is gathered, an element for each pixel and tap: a column of B is a tap. The bias gradient is one
+// more tap, of ones. Slots without a pixel are zeros in both operands: an infinity of x times a zero would be
+// NaN. Streams are added in order in the end, splits by split_sum. Floor: bytes of x and dy once,
+// 2*N*P*Q*K*C*R*S flops; a pixel of dy is 128 bytes at K = 64. Waste: taps are padded to whole units, filters
+// to 64; x is read 1 + halo times. 16 pixels x 40 taps cost 36 wavefronts of shared memory for 20 products.
+// Memory bounds 3x3 and patches, at 7x7/2 shared memory takes as long. Why: the generic kernel brings x once
+// a tap, element by element, to FMA units.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -24,7 +24,7 @@
 
 namespace fastcnn::thin {
 
-inline constexpr int kFilterTiles = kThinWgradFilters / 16;
+inline constexpr int kFilterTiles = kThinMmaFilters / 16;
 
 // Over the arena, when the last tile is done: the sums of streams past the first.
 template <int Octets>
@@ -34,8 +34,8 @@ struct WarpSums {
 static_assert(sizeof(WarpSums<kThinUnitOctets>) <= kThinArenaBytes);
 
 template <class T, bool ChannelsLast, int Octets>
-__global__ __launch_bounds__(kThinThreads,
-                             2) void wgrad_mma_kernel(const __grid_constant__ ThinWgradParams params) {
+__global__ __launch_bounds__(kThinWgradWarps *
+                             32) void wgrad_mma_kernel(const __grid_constant__ ThinWgradParams params) {
   auto& shared = shared_memory<WgradShared<T>>();
   int slab, unit_tile;
   const int split =
@@ -45,14 +45,17 @@ __global__ __launch_bounds__(kThinThreads,
   const int stream = warp / params.block_units, block_unit = warp % params.block_units;
   const int unit = unit_tile * params.block_units + block_unit;
   const bool active = stream < params.streams && unit < params.units;
-  const int first_tap = unit * Octets * 8;
-  const int filters = min(params.filters - slab * kThinWgradFilters, kThinWgradFilters);
+  int part;
+  const int block_filter = params.unit_parts.divide(active ? unit : 0, part) * kThinMmaFilters;
+  const int first_filter = slab * params.block_filters + block_filter;
+  const int filters = params.filters - first_filter;
 
   // Where the block's taps lie; -1 for the ones of the bias gradient. A lane takes its own anew each tile:
   // they need no registers while the next tile comes.
-  const int block_taps = params.block_units * Octets * 8;
-  for (int at = threadIdx.x; at < block_taps; at += blockDim.x) {
-    const int tap = unit_tile * block_taps + at;
+  for (int at = threadIdx.x; at < params.block_units * Octets * 8; at += blockDim.x) {
+    int at_part;
+    params.unit_parts.divide(unit_tile * params.block_units + at / (Octets * 8), at_part);
+    const int tap = at_part * Octets * 8 + at % (Octets * 8);
     shared.taps.store(at, tap < params.taps ? tap_offset(params, tap) : (tap == params.taps ? -1 : 0));
   }
   const Vector<T, 2> one_pair{{from_accumulator<T>(1.0f), from_accumulator<T>(1.0f)}};
@@ -95,8 +98,8 @@ __global__ __launch_bounds__(kThinThreads,
       for (int m = 0; m < kFilterTiles; ++m) {
         if (m * 16 >= filters) break;
         uint32_t a[4];
-        ptx::ldmatrix_x4<ChannelsLast>(a,
-                                       shared.arena.address(grad + slot * grad_pixel + m * 16 * grad_filter));
+        ptx::ldmatrix_x4<ChannelsLast>(
+            a, shared.arena.address(grad + slot * grad_pixel + (block_filter + m * 16) * grad_filter));
 #pragma unroll
         for (int n = 0; n < Octets; ++n) ptx::mma_m16n8k16<T>(sums[m][n], a, x[n], sums[m][n]);
       }
@@ -125,8 +128,8 @@ __global__ __launch_bounds__(kThinThreads,
   }
 #pragma unroll
   for (int i = 0; i < kLaneSums; ++i) {
-    const int filter = slab * kThinWgradFilters + i / 4 / Octets * 16 + i % 4 / 2 * 8 + g;
-    const int tap = first_tap + i / 4 % Octets * 8 + t * 2 + i % 2;
+    const int filter = first_filter + i / 4 / Octets * 16 + i % 4 / 2 * 8 + g;
+    const int tap = (part * Octets + i / 4 % Octets) * 8 + t * 2 + i % 2;
     store_sum<T>(params, split, filter, tap, sums[i / 4 / Octets][i / 4 % Octets][i % 4]);
   }
 }

@@ -17,7 +17,7 @@ struct WgradShared {
   SharedArray<T, kArena<T>> arena;  // the gradient, the box of x
   SharedArray<int, kThinWgradSlots>
       pixels;  // where a slot's pixel sees its first tap; of none, the inverse of a place
-  SharedArray<int, kThinThreads / 32 * kThinUnitOctets * 8> taps;  // on tensor cores
+  SharedArray<int, kThinWgradWarps * kThinUnitOctets * 8> taps;  // on tensor cores
 };
 
 // The gradient past its activation. Not inlined: its copies would crowd the instruction cache and registers.
@@ -40,8 +40,8 @@ __device__ inline void bring_grad(SharedArray<T, kArena<T>>& arena, const ThinWg
   constexpr int V = kVector<T>;
   const T* const data = static_cast<const T*>(params.dy.data);
   const bool copies = params.activation.saved == nullptr;
-  const int first_filter = slab * kThinWgradFilters;
-  const int items = params.dy_vectors_div.divisor() * (ChannelsLast ? params.slots : kThinWgradFilters);
+  const int first_filter = slab * params.block_filters;
+  const int items = params.dy_vectors_div.divisor() * (ChannelsLast ? params.slots : params.block_filters);
 #pragma unroll 1
   for (int item = threadIdx.x; item < items; item += blockDim.x) {
     int vector;
@@ -86,7 +86,7 @@ __device__ inline void bring_wgrad_tile(WgradShared<T>& shared, const ThinWgradP
   const int image = params.tiles_h.divide(params.tiles_w.divide(tile, tile_w), tile_h);
   const int row = tile_h * params.tile_h, column = tile_w * params.tile_w;
   bring_grad<T, ChannelsLast>(shared.arena, params, slab, image, row, column);
-  const int box = (ChannelsLast ? params.slots : kThinWgradFilters) * params.dy_pitch;
+  const int box = (ChannelsLast ? params.slots : params.block_filters) * params.dy_pitch;
   const int start = bring_box(shared.arena, box, params.x, image, params.first_h + row * params.step_h,
                               params.first_w + column * params.step_w);
   for (int slot = threadIdx.x; slot < params.slots; slot += blockDim.x) {

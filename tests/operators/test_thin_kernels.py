@@ -132,3 +132,31 @@ def test_integers_are_exact(chip, case, layout):
     chip(132)
     # The two half types share their kernels' code: each takes one of the layouts.
     check(case, torch.float16 if layout == "nhwc" else torch.bfloat16, layout)
+
+
+#: First layers of ImageNet models on a part of an image; a chip as many times smaller.
+FIRST_LAYERS = [
+    thin("7x7-s2", 3, 64, (112, 112), (7, 7), batch=1, **STEM),
+    thin("3x3", 3, 64, (56, 56), batch=1, **SAME),
+    thin("3x3-s2", 3, 32, (112, 112), batch=1, stride=(2, 2), **SAME),
+    thin("patch", 3, 96, (112, 112), (4, 4), batch=1, stride=(4, 4)),
+    thin("11x11-s4", 3, 64, (112, 112), (11, 11), batch=1, stride=(4, 4), padding=(2, 2, 2, 2)),
+    thin("c1-28", 1, 32, (28, 28), batch=4, **SAME),
+]
+
+
+@pytest.mark.parametrize("layout", ["nhwc", "nchw"])
+@parametrize("case", FIRST_LAYERS)
+def test_bytes_near_the_floor(chip, case, layout):
+    """Every access counts, as if there were no cache: halos and partial sums included."""
+    chip(1)
+    for dtype in (torch.bfloat16,):
+        x, w, bias, dy = tensors(case, dtype, layout, integers)
+        controls().reset()
+        results(case, x, w, bias, dy)
+        floor = sum(t.numel() * t.element_size() for t in (x, w, dy))
+        for launch in controls().launches():
+            if launch["name"] == "conv2d::split_sum":
+                continue
+            moved = launch["global_bytes_read"] + launch["global_bytes_written"]
+            print(launch["name"], moved / floor, launch["grid"], fastcnn)
