@@ -27,9 +27,12 @@ inline constexpr int kThinSlots = 512;             // pixels of a tile of fprop
 inline constexpr int kThinFilters = 256;           // of a block of fprop
 inline constexpr int kThinMmaFilters = 64;         // that a warp multiplies at a time,
 inline constexpr int kThinMmaPixels = 32;          // with so many pixels
+inline constexpr int kThinRunFilters = 16;         // that a warp on FMA units sums at a time,
+inline constexpr int kThinRunPixels = 128;         // for so many pixels
 inline constexpr int kThinWgradSlots = 256;        // pixels of a tile of wgrad
 inline constexpr int kThinWgradWarps = 16;         // of a block of wgrad, at most
-inline constexpr int kThinUnitOctets = 5;          // of taps, that a warp of wgrad sums, at most
+inline constexpr int kThinUnitTaps = 32;           // that a warp of wgrad sums on FMA units,
+inline constexpr int kThinUnitOctets = 5;          // of taps, on tensor cores, at most
 
 // The box of x in shared memory: [plane][row][element], where pitches are congruent to the image's strides
 // modulo 16 bytes: a box that starts as the image does, within 16 bytes, has every row so aligned.
@@ -103,6 +106,7 @@ struct ThinWgradParams {
   FastDiv slabs, unit_tiles, tiles_h, tiles_w, tile_columns;
   FastDiv dy_vectors_div;  // 16-byte vectors of a pixel's filters, or of a filter's pixels
   FastDiv unit_parts;      // units that share their filters
+  FastDiv slot_div;        // where the gradient is turned
   FastDiv s_div, r_div;
 };
 
@@ -128,6 +132,10 @@ void launch_thin(Conv2dPass pass, const Conv2dParams& params, const ThinPlan& pl
 
 namespace thin {
 // Each element type has a .cu file of its own.
+template <class T>  // float
+void launch_fprop(const ThinFpropParams& params, const ThinPlan& plan, cudaStream_t stream);
+template <class T>  // float
+void launch_wgrad(const ThinWgradParams& params, const ThinPlan& plan, cudaStream_t stream);
 template <class T>  // __half, __nv_bfloat16
 void launch_fprop_mma(const ThinFpropParams& params, const ThinPlan& plan, cudaStream_t stream);
 template <class T>  // __half, __nv_bfloat16

@@ -19,9 +19,8 @@
 #include <cstring>
 
 #include "common/launch.h"
-#include "conv2d/epilogue.cuh"
 #include "conv2d/gather_row.cuh"
-#include "conv2d/thin_box.cuh"
+#include "conv2d/thin_fprop_tile.cuh"
 #include "ptx/mma.cuh"
 
 namespace fastcnn::thin {
@@ -44,60 +43,6 @@ __device__ inline int fragment_index(int steps, int filter, int k) {
   const int step = filter / kThinMmaFilters * steps + k / 16;
   const int lane = filter % 8 * 4 + k % 8 / 2;
   return ((step * kOctets + filter % kThinMmaFilters / 8) * 32 + lane) * 4 + k % 16 / 8 * 2 + k % 2;
-}
-
-// The weights of the block's filters, E neighbours in memory at a time. The fragments must hold zeros before.
-template <class T, int E>
-__device__ inline void bring_weights(SharedArray<T, kArena<T>>& arena, const ThinFpropParams& params,
-                                     int first_filter, int filters) {
-  const int size = params.weight_filter.divisor();
-  const T* const data = static_cast<const T*>(params.weight.data) + first_filter * params.weight.stride_n;
-#pragma unroll 2
-  for (int index = threadIdx.x * E; index < filters * size; index += blockDim.x * E) {
-    int in_filter, c, r, s;
-    int filter = params.weight_filter.divide(index, in_filter);
-    if (params.weight_channels_inner) {
-      r = params.weight_s.divide(params.weight_c.divide(in_filter, c), s);
-    } else {
-      c = params.weight_r.divide(params.weight_s.divide(in_filter, s), r);
-    }
-    Vector<T, E> values;
-    if (E > 1 && index + E <= filters * size) {
-      values = load_global<E>(data + index);
-    } else {
-#pragma unroll
-      for (int e = 0; e < E; ++e)
-        values[e] =
-            load_global_if(E == 1 || index + e < filters * size,
-                           data + (E > 1 ? index + e
-                                         : filter * params.weight.stride_n + c * params.weight.stride_c +
-                                               r * params.weight.stride_h + s * params.weight.stride_w));
-    }
-#pragma unroll
-    for (int e = 0; e < E; ++e) {
-      if (index + e < filters * size) {
-        const int k = reduction_index(params.x, params.taps, c, r, s);
-        arena.store(fragment_index(params.steps, filter, k), values[e]);
-      }
-      // The next element in memory.
-      if (params.weight_channels_inner) {
-        if (++c < params.taps.channels) continue;
-        c = 0;
-        if (++s < params.taps.s) continue;
-        s = 0;
-        if (++r < params.taps.r) continue;
-        r = 0;
-      } else {
-        if (++s < params.taps.s) continue;
-        s = 0;
-        if (++r < params.taps.r) continue;
-        r = 0;
-        if (++c < params.taps.channels) continue;
-        c = 0;
-      }
-      ++filter;
-    }
-  }
 }
 
 template <class T, bool Paired>
@@ -136,24 +81,6 @@ __device__ inline uint32_t load_pair(const SharedArray<T, kArena<T>>& arena, int
   return word;
 }
 
-// Finishes and stores 8 neighbours of the output, `step` elements apart, of which `left` exist. Not inlined:
-// the epilogue is unrolled over a warp's sums, and its copies would not fit the instruction cache.
-template <class T>
-[[gnu::noinline]] __device__ void store_row(const ThinFpropParams& params, Vector<float, 8> row,
-                                            Vector<float, 8> bias, int64_t offset, int64_t step, int left) {
-  T* const out = static_cast<T*>(params.output.data);
-  if (params.vector_store && left >= 8) {
-    store_global<8>(out + offset, finish<T>(params.epilogue, row.value, bias.value, offset));
-    return;
-  }
-#pragma unroll
-  for (int v = 0; v < 8; ++v) {
-    if (v >= left) return;
-    const float sum[1] = {row[v]}, one_bias[1] = {bias[v]};
-    store_global<1>(out + offset + v * step, finish<T>(params.epilogue, sum, one_bias, offset + v * step));
-  }
-}
-
 template <class T, bool Paired, bool ChannelsLast>
 __global__ __launch_bounds__(kThinThreads,
                              2) void fprop_mma_kernel(const __grid_constant__ ThinFpropParams params) {
@@ -171,34 +98,21 @@ __global__ __launch_bounds__(kThinThreads,
     shared.arena.template store_vector<kVector<T>>(at, Vector<T, kVector<T>>{});
   }
   write_taps<T, Paired>(shared, params);
-  for (int slot = threadIdx.x; slot < params.pixel_blocks * kThinMmaPixels; slot += blockDim.x) {
-    int w;
-    const int h = params.tile_columns.divide(slot, w);
-    shared.seen.store(slot, h < params.tile_h
-                                ? h * params.step_h * params.x.row_pitch + w * params.step_w * params.x.pixel
-                                : 0);
-  }
+  write_seen(shared.seen, params, params.pixel_blocks * kThinMmaPixels);
   for (int at = threadIdx.x; at < params.filter_blocks * kThinMmaFilters; at += blockDim.x) {
     shared.bias.store(at, at < filters ? load_bias<T>(params.epilogue, first_filter + at) : 0.0f);
   }
   __syncthreads();
-  if (params.weight_dense) {
-    bring_weights<T, kVector<T>>(shared.arena, params, first_filter, filters);
-  } else {
-    bring_weights<T, 1>(shared.arena, params, first_filter, filters);
-  }
+  bring_weights(shared.arena, params, first_filter, filters,
+                [&](int filter, int k) { return fragment_index(params.steps, filter, k); });
 
   const int items = params.filter_blocks * params.pixel_blocks;
   const int first_tile = block_chunk * params.tiles_per_block;
   const int last_tile = min(first_tile + params.tiles_per_block, params.tiles);
   for (int tile = first_tile; tile < last_tile; ++tile) {
-    int tile_h, tile_w;
-    const int image = params.tiles_h.divide(params.tiles_w.divide(tile, tile_w), tile_h);
-    const int row = tile_h * params.tile_h, column = tile_w * params.tile_w;
+    const TilePosition at = tile_at(params, tile);
     __syncthreads();
-    const int start =
-        bring_box(shared.arena, box_start, params.x, image, params.first_h + row * params.step_h,
-                  params.first_w + column * params.step_w);
+    const int start = bring_tile_box(shared.arena, box_start, params, at);
     __syncthreads();
     for (int item = warp; item < items; item += kThinThreads / 32) {
       int filter_block;
@@ -250,7 +164,7 @@ __global__ __launch_bounds__(kThinThreads,
         }
       }
 
-      const int64_t base = image * params.output.stride_n + first_filter * params.output.stride_c;
+      const int64_t base = at.image * params.output.stride_n + first_filter * params.output.stride_c;
 #pragma unroll
       for (int i = 0; i < kOctets * kPixelOctets / 2; i += 4) {
 #pragma unroll
@@ -272,16 +186,16 @@ __global__ __launch_bounds__(kThinThreads,
 #pragma unroll
           for (int v = 0; v < 8; ++v)
             sum[v] = values[v], bias[v] = shared.bias.load(ChannelsLast ? filter + v : filter);
-          if (h >= params.tile_h || row + h >= params.out_h || column + w >= params.out_w ||
+          if (h >= params.tile_h || at.row + h >= params.out_h || at.column + w >= params.out_w ||
               filter >= filters) {
             continue;
           }
-          const int64_t offset = base + (row + h) * params.output.stride_h +
-                                 (column + w) * params.output.stride_w + filter * params.output.stride_c;
+          const int64_t offset = base + (at.row + h) * params.output.stride_h +
+                                 (at.column + w) * params.output.stride_w + filter * params.output.stride_c;
           if (ChannelsLast) {
-            store_row<T>(params, sum, bias, offset, params.output.stride_c, filters - filter);
+            store_row<T, 8>(params, sum, bias, offset, params.output.stride_c, filters - filter);
           } else {
-            store_row<T>(params, sum, bias, offset, params.output.stride_w, params.out_w - column - w);
+            store_row<T, 8>(params, sum, bias, offset, params.output.stride_w, params.out_w - at.column - w);
           }
         }
       }

@@ -185,34 +185,37 @@ std::optional<ThinPlan> plan_fprop(const Conv2dParams& params, const Chip& chip)
   const int bytes = dtype_size(params.dtype);
   const int vector = 16 / bytes;
   ThinPlan plan;
-  plan.tensor_cores = true;
+  plan.tensor_cores = bytes == 2;
   plan.channels_last = params.output.stride_c == 1;
+  const int run_filters = plan.tensor_cores ? kThinMmaFilters : kThinRunFilters;
+  const int run_pixels = plan.tensor_cores ? kThinMmaPixels : kThinRunPixels;
   ThinFpropParams& fprop = plan.fprop;
   fprop.x = make_box(params);
-  int lead;
-  plan.paired = pairs(params, fprop.x, lead);
+  int lead = 0;
+  plan.paired = plan.tensor_cores && pairs(params, fprop.x, lead);
   fprop.taps = make_taps(problem, fprop.x, plan.paired, lead);
-  const int64_t reduction = ceil_div(int64_t{fprop.taps.runs} * fprop.taps.run_pitch, 16) * 16;
+  int64_t reduction = int64_t{fprop.taps.runs} * fprop.taps.run_pitch;
+  if (plan.tensor_cores) reduction = ceil_div(reduction, 16) * 16;
   if (reduction > kThinMaxReduction) return std::nullopt;
-  fprop.steps = static_cast<int>(reduction / 16);
+  fprop.steps = static_cast<int>(plan.tensor_cores ? reduction / 16 : reduction);
 
   // Filters of a block: all, if their weights leave room to pixels.
   const int64_t arena = kThinArenaBytes / bytes;
-  const int64_t blocks = ceil_div(problem.k, kThinMmaFilters);
-  int64_t filter_blocks = std::min<int64_t>(blocks, kThinFilters / kThinMmaFilters);
-  while (filter_blocks > 1 && filter_blocks * kThinMmaFilters * reduction > arena * 3 / 5) --filter_blocks;
+  const int64_t blocks = ceil_div(problem.k, run_filters);
+  int64_t filter_blocks = std::min<int64_t>(blocks, kThinFilters / run_filters);
+  while (filter_blocks > 1 && filter_blocks * run_filters * reduction > arena * 3 / 5) --filter_blocks;
   const int64_t slabs = ceil_div(blocks, filter_blocks);
   filter_blocks = ceil_div(blocks, slabs);
   fprop.filter_blocks = static_cast<int>(filter_blocks);
-  fprop.slab_filters = fprop.filter_blocks * kThinMmaFilters;
+  fprop.slab_filters = fprop.filter_blocks * run_filters;
   const int64_t capacity = arena - fprop.slab_filters * reduction;
 
-  const int round =
-      static_cast<int>(std::max<int64_t>(1, kThinThreads / 32 / filter_blocks) * kThinMmaPixels);
+  const int round = static_cast<int>(std::max<int64_t>(1, kMostWarps / filter_blocks) * run_pixels);
+  // NCHW: a vector of a row's pixels is stored as one.
+  const int quantum = plan.channels_last || !plan.tensor_cores ? 1 : vector;
   std::optional<Tile> tile;
   for (int slots = kThinSlots;; slots /= 2) {
-    tile = choose_tile(problem, fprop.x, vector, slots, round, fprop.slab_filters * bytes, capacity,
-                       plan.channels_last ? 1 : vector);
+    tile = choose_tile(problem, fprop.x, vector, slots, round, fprop.slab_filters * bytes, capacity, quantum);
     if (slots == 64 || (tile && tile->count * slabs >= 2 * chip.sm_count)) break;
   }
   if (!tile || tile->count * slabs > kMostIndex) return std::nullopt;
@@ -232,11 +235,12 @@ std::optional<ThinPlan> plan_fprop(const Conv2dParams& params, const Chip& chip)
   fprop.tile_h = tile->h;
   fprop.tile_w = tile->w;
   fprop.tiles = static_cast<int>(tile->count);
-  fprop.pixel_blocks = static_cast<int>(ceil_div(int64_t{tile->h} * tile->w, kThinMmaPixels));
+  fprop.pixel_blocks = static_cast<int>(ceil_div(int64_t{tile->h} * tile->w, run_pixels));
   fprop.weight_channels_inner = params.weight.stride_c == 1 && problem.r * problem.s > 1;
   fprop.weight_dense = dense_weights(params, fprop.weight_channels_inner) &&
                        problem.c * problem.r * problem.s * fprop.slab_filters % vector == 0;
-  fprop.vector_store = image_vectors(params, params.output, plan.channels_last, vector);
+  fprop.vector_store = (plan.channels_last || plan.tensor_cores) &&
+                       image_vectors(params, params.output, plan.channels_last, vector);
   fprop.slabs = FastDiv(static_cast<int>(slabs));
   fprop.tiles_h = FastDiv(static_cast<int>(ceil_div(problem.p, tile->h)));
   fprop.tiles_w = FastDiv(static_cast<int>(ceil_div(problem.q, tile->w)));
@@ -254,17 +258,22 @@ std::optional<ThinPlan> plan_fprop(const Conv2dParams& params, const Chip& chip)
   plan.threads = kThinThreads;
   plan.shared_bytes = kThinArenaBytes + (kThinMaxReduction + kThinSlots + kThinFilters) * sizeof(int);
   plan.tile = tile_text(*tile, std::min(problem.k, fprop.slab_filters));
-  plan.reason = "up to 4 channels: taps are one dimension of products on tensor cores, " + box_text(fprop.x) +
-                ", " + (plan.paired ? "two taps" : "one tap") + " a read";
+  plan.reason = "up to 4 channels: taps are one dimension of products on " +
+                std::string(plan.tensor_cores ? "tensor cores, " : "FMA units, ") + box_text(fprop.x);
+  if (plan.tensor_cores) plan.reason += plan.paired ? ", two taps a read" : ", one tap a read";
   return plan;
 }
 
 // Cuts the sums of a block into the units of warps: 64 filters x 5 (2) octets of taps, the bias gradient's
-// among them. Gives the blocks that share filters.
-int64_t set_warp_units(ThinWgradParams& wgrad, bool bias, int& unit_octets) {
-  const int64_t octets = ceil_div(wgrad.taps + (bias ? 1 : 0), 8);
-  unit_octets = octets <= 2 ? 2 : kThinUnitOctets;
-  const int64_t parts = ceil_div(octets, unit_octets);
+// among them, or x 32 taps on FMA units. Gives the blocks that share filters.
+int64_t set_units(ThinPlan& plan) {
+  ThinWgradParams& wgrad = plan.wgrad;
+  int64_t parts = ceil_div(wgrad.taps, kThinUnitTaps);
+  if (plan.tensor_cores) {
+    const int64_t octets = ceil_div(wgrad.taps + (wgrad.bias_grad != nullptr ? 1 : 0), 8);
+    plan.unit_octets = octets <= 2 ? 2 : kThinUnitOctets;
+    parts = ceil_div(octets, plan.unit_octets);
+  }
   const int filter_blocks = wgrad.filters > kThinMmaFilters && 2 * parts <= kThinWgradWarps ? 2 : 1;
   wgrad.block_filters = filter_blocks * kThinMmaFilters;
   wgrad.unit_parts = FastDiv(static_cast<int>(parts));
@@ -272,6 +281,7 @@ int64_t set_warp_units(ThinWgradParams& wgrad, bool bias, int& unit_octets) {
   const int64_t unit_tiles = ceil_div(wgrad.units, kThinWgradWarps);
   wgrad.block_units = static_cast<int>(ceil_div(wgrad.units, unit_tiles));
   wgrad.streams = std::max(1, kMostWarps / wgrad.block_units);
+  plan.threads = 32 * wgrad.block_units * wgrad.streams;
   return unit_tiles;
 }
 
@@ -280,7 +290,7 @@ std::optional<ThinPlan> plan_wgrad(const Conv2dParams& params, const Chip& chip)
   const int bytes = dtype_size(params.dtype);
   const int vector = 16 / bytes;
   ThinPlan plan;
-  plan.tensor_cores = true;
+  plan.tensor_cores = bytes == 2;
   plan.channels_last = params.grad.stride_c == 1;
   ThinWgradParams& wgrad = plan.wgrad;
   wgrad.dy = params.grad;
@@ -302,18 +312,20 @@ std::optional<ThinPlan> plan_wgrad(const Conv2dParams& params, const Chip& chip)
   wgrad.s_div = FastDiv(problem.s);
   wgrad.r_div = FastDiv(problem.r);
   const bool bias = params.bias_grad != nullptr;
-  const int64_t unit_tiles = set_warp_units(wgrad, bias, plan.unit_octets);
+  const int64_t unit_tiles = set_units(plan);
   const int64_t slabs = ceil_div(problem.k, wgrad.block_filters);
 
   wgrad.x = make_box(params);
-  // The gradient's tile: of each pixel all filters of a slab, or of each filter all pixels.
+  // The gradient's tile: of each pixel all filters of a block, or of each filter all pixels.
+  const bool by_pixel = plan.channels_last || !plan.tensor_cores;
   const int64_t arena = kThinArenaBytes / bytes;
   const int64_t slot_pitch = wgrad.block_filters + vector;
+  const int64_t run = plan.tensor_cores ? 16 : 1;
   std::optional<Tile> tile;
   for (int slots = kThinWgradSlots;; slots /= 2) {
-    const int64_t grad = std::max(slots * slot_pitch, int64_t{wgrad.block_filters} * (slots + vector));
-    tile = choose_tile(problem, wgrad.x, vector, slots, 16 * wgrad.streams, wgrad.block_filters * bytes,
-                       arena - grad, plan.channels_last ? 1 : vector);
+    const int64_t grad = by_pixel ? slots * slot_pitch : int64_t{wgrad.block_filters} * (slots + vector);
+    tile = choose_tile(problem, wgrad.x, vector, slots, static_cast<int>(run) * wgrad.streams,
+                       wgrad.block_filters * bytes, arena - grad, by_pixel ? 1 : vector);
     if (slots == 64 || (tile && tile->count * slabs * unit_tiles >= 2 * chip.sm_count)) break;
   }
   if (!tile || tile->count > kMostIndex) return std::nullopt;
@@ -321,10 +333,11 @@ std::optional<ThinPlan> plan_wgrad(const Conv2dParams& params, const Chip& chip)
            box_extent(tile->w, problem.stride_w, problem.s, problem.dilation_w));
   wgrad.tile_h = tile->h;
   wgrad.tile_w = tile->w;
-  wgrad.slots = static_cast<int>(ceil_div(int64_t{tile->h} * tile->w, 16) * 16);
-  wgrad.dy_pitch = plan.channels_last ? static_cast<int>(slot_pitch) : wgrad.slots + vector;
+  wgrad.slots = static_cast<int>(ceil_div(int64_t{tile->h} * tile->w, run) * run);
+  wgrad.dy_pitch = by_pixel ? static_cast<int>(slot_pitch) : wgrad.slots + vector;
   wgrad.dy_vectors = image_vectors(params, params.grad, plan.channels_last, vector);
-  wgrad.dy_vectors_div = FastDiv((plan.channels_last ? wgrad.block_filters : wgrad.slots) / vector);
+  wgrad.dy_vectors_div = FastDiv(static_cast<int>((by_pixel ? wgrad.block_filters : wgrad.slots) / vector));
+  wgrad.slot_div = FastDiv(wgrad.slots);
   wgrad.slabs = FastDiv(static_cast<int>(slabs));
   wgrad.unit_tiles = FastDiv(static_cast<int>(unit_tiles));
   wgrad.tiles = static_cast<int>(tile->count);
@@ -332,13 +345,14 @@ std::optional<ThinPlan> plan_wgrad(const Conv2dParams& params, const Chip& chip)
   wgrad.tiles_w = FastDiv(static_cast<int>(ceil_div(problem.q, tile->w)));
   wgrad.tile_columns = FastDiv(tile->w);
 
-  // One round of two blocks an SM; less, down to one block an SM, where partial sums, written and read, would
-  // be more than a sixteenth of what is read.
+  // One round of what an SM holds of 128 registers a thread; less, down to one block an SM, where partial
+  // sums, written and read, would be more than a sixteenth of what is read.
   const int64_t partial_bytes = problem.k * (int64_t{wgrad.taps} + (bias ? 1 : 0)) * 4;
   const int64_t read_bytes =
       (int64_t{problem.c} * problem.h * problem.w + int64_t{problem.k} * problem.p * problem.q) * problem.n *
       bytes;
-  const int64_t round = std::max<int64_t>(1, 2 * int64_t{chip.sm_count} / (slabs * unit_tiles));
+  const int64_t sm_blocks = std::clamp(512 / plan.threads, 1, 3);
+  const int64_t round = std::max<int64_t>(1, sm_blocks * chip.sm_count / (slabs * unit_tiles));
   const int64_t least = ceil_div(chip.sm_count, slabs * unit_tiles);
   const int64_t wanted = std::min(round, std::max(least, read_bytes / 32 / partial_bytes));
   const int64_t splits = std::clamp<int64_t>(
@@ -348,12 +362,13 @@ std::optional<ThinPlan> plan_wgrad(const Conv2dParams& params, const Chip& chip)
   if (plan.splits > 1) plan.workspace_bytes = static_cast<size_t>(plan.splits * partial_bytes);
   plan.grid = slabs * unit_tiles * plan.splits;
   if (plan.grid > kMostIndex) return std::nullopt;
-  plan.threads = std::max(kThinThreads, 32 * wgrad.block_units);
   plan.shared_bytes =
       kThinArenaBytes + (kThinWgradSlots + kThinWgradWarps * kThinUnitOctets * 8) * sizeof(int);
   plan.tile = tile_text(*tile, std::min(problem.k, wgrad.block_filters));
-  plan.reason = "up to 4 channels: taps are one dimension of products on tensor cores, " + box_text(wgrad.x) +
-                ", dy in " + (wgrad.dy_vectors ? "16-byte loads" : "single elements");
+  const bool single = !wgrad.dy_vectors || (!plan.channels_last && !plan.tensor_cores);
+  plan.reason = "up to 4 channels: taps are one dimension of products on " +
+                std::string(plan.tensor_cores ? "tensor cores, " : "FMA units, ") + box_text(wgrad.x) +
+                ", dy in " + (single ? "single elements" : "16-byte loads");
   return plan;
 }
 
@@ -361,8 +376,8 @@ std::optional<ThinPlan> plan_wgrad(const Conv2dParams& params, const Chip& chip)
 
 std::optional<ThinPlan> plan_thin(Conv2dPass pass, const Conv2dParams& params, const Chip& chip) {
   const Conv2dProblem& problem = params.problem;
-  if (problem.groups != 1 || problem.c > kMostChannels ||
-      chip.shared_bytes_per_block < kThinArenaBytes + kTableBytes) {
+  if (pass == Conv2dPass::kDgrad || params.dtype == DType::kFloat64 || problem.groups != 1 ||
+      problem.c > kMostChannels || chip.shared_bytes_per_block < kThinArenaBytes + kTableBytes) {
     return std::nullopt;
   }
   // An empty batch or image is the generic path's.
@@ -375,10 +390,8 @@ std::optional<ThinPlan> plan_thin(Conv2dPass pass, const Conv2dParams& params, c
     if (extent > 1 << 20) return std::nullopt;
   }
   if (int64_t{problem.c} * problem.r * problem.s > kThinMaxReduction) return std::nullopt;
-  const bool half = dtype_size(params.dtype) == 2;
-  if (pass == Conv2dPass::kFprop && half) return plan_fprop(params, chip);
-  if (pass == Conv2dPass::kWgrad && half) return plan_wgrad(params, chip);
-  return std::nullopt;
+  if (pass == Conv2dPass::kFprop) return plan_fprop(params, chip);
+  return plan_wgrad(params, chip);
 }
 
 void launch_thin(Conv2dPass pass, const Conv2dParams& params, const ThinPlan& plan, cudaStream_t stream) {
@@ -387,6 +400,7 @@ void launch_thin(Conv2dPass pass, const Conv2dParams& params, const ThinPlan& pl
     return f(TypeTag<__nv_bfloat16>{});
   };
   if (pass == Conv2dPass::kFprop) {
+    if (!plan.tensor_cores) return thin::launch_fprop<float>(plan.fprop, plan, stream);
     visit([&](auto tag) {
       using T = typename decltype(tag)::type;
       thin::launch_fprop_mma<T>(plan.fprop, plan, stream);
@@ -395,10 +409,14 @@ void launch_thin(Conv2dPass pass, const Conv2dParams& params, const ThinPlan& pl
   }
   ThinWgradParams wgrad = plan.wgrad;
   if (plan.splits > 1) wgrad.partials = static_cast<float*>(params.workspace);
-  visit([&](auto tag) {
-    using T = typename decltype(tag)::type;
-    thin::launch_wgrad_mma<T>(wgrad, plan, stream);
-  });
+  if (plan.tensor_cores) {
+    visit([&](auto tag) {
+      using T = typename decltype(tag)::type;
+      thin::launch_wgrad_mma<T>(wgrad, plan, stream);
+    });
+  } else {
+    thin::launch_wgrad<float>(wgrad, plan, stream);
+  }
   if (plan.splits == 1) return;
   SplitSumParams sum;
   sum.partials = wgrad.partials;

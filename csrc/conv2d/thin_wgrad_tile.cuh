@@ -1,7 +1,7 @@
 // What the two kernels of wgrad share: the tile of the gradient in shared memory, and where sums go.
 //
 // The gradient lies in shared memory as it does in memory: NHWC a pixel's filters side by side, NCHW a
-// filter's pixels, 8 (4) of them a vector; either way the pitch is an odd number of 16-byte vectors. Slots
+// filter's pixels (but for float32, which turns them); the pitch is an odd number of 16-byte vectors. Slots
 // without a pixel, filters past the last hold zeros.
 #pragma once
 
@@ -32,6 +32,32 @@ __device__ inline Vector<T, V> load_grad_item(bool predicate, const GradActivati
                                               int64_t offset) {
   if (activation.saved == nullptr || !predicate) return load_global_if<V>(predicate, data + offset);
   return load_activated<V>(activation, data, offset);
+}
+
+// NCHW in float32: neighbouring threads bring neighbouring pixels, element by element, and turn them: a
+// pixel's filters come to lie side by side.
+template <class T>
+__device__ inline void bring_grad_turned(SharedArray<T, kArena<T>>& arena, const ThinWgradParams& params,
+                                         int slab, int image, int row, int column) {
+  const T* const data = static_cast<const T*>(params.dy.data);
+  const int items = params.block_filters * params.slots;
+#pragma unroll 1
+  for (int item = threadIdx.x; item < items; item += blockDim.x) {
+    int slot, w;
+    const int block_filter = params.slot_div.divide(item, slot);
+    const int filter = slab * params.block_filters + block_filter;
+    const int h = params.tile_columns.divide(slot, w);
+    const bool exists =
+        h < params.tile_h && row + h < params.out_h && column + w < params.out_w && filter < params.filters;
+    const int64_t offset = image * params.dy.stride_n + filter * params.dy.stride_c +
+                           (row + h) * params.dy.stride_h + (column + w) * params.dy.stride_w;
+    const int at = slot * params.dy_pitch + block_filter;
+    if (params.activation.saved == nullptr) {
+      ptx::cp_async<4>(arena.address(at), data + offset, exists);
+    } else {
+      arena.store(at, load_grad_item<1>(exists, params.activation, data, offset)[0]);
+    }
+  }
 }
 
 template <class T, bool ChannelsLast>
@@ -85,8 +111,13 @@ __device__ inline void bring_wgrad_tile(WgradShared<T>& shared, const ThinWgradP
   int tile_h, tile_w;
   const int image = params.tiles_h.divide(params.tiles_w.divide(tile, tile_w), tile_h);
   const int row = tile_h * params.tile_h, column = tile_w * params.tile_w;
-  bring_grad<T, ChannelsLast>(shared.arena, params, slab, image, row, column);
-  const int box = (ChannelsLast ? params.slots : params.block_filters) * params.dy_pitch;
+  constexpr bool kTurned = !ChannelsLast && sizeof(T) == 4;
+  if constexpr (kTurned) {
+    bring_grad_turned(shared.arena, params, slab, image, row, column);
+  } else {
+    bring_grad<T, ChannelsLast>(shared.arena, params, slab, image, row, column);
+  }
+  const int box = (ChannelsLast || kTurned ? params.slots : params.block_filters) * params.dy_pitch;
   const int start = bring_box(shared.arena, box, params.x, image, params.first_h + row * params.step_h,
                               params.first_w + column * params.step_w);
   for (int slot = threadIdx.x; slot < params.slots; slot += blockDim.x) {
