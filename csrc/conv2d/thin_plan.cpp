@@ -109,34 +109,50 @@ struct Tile {
   int64_t count = 0;
 };
 
-// The tile of at most `slots` pixels, w a multiple of `quantum`, whose box fits `capacity` elements, that
-// leaves the least idle work and the least halo. A block works on `round` pixels at a time.
-std::optional<Tile> choose_tile(const Conv2dProblem& problem, const ThinBox& box, int vector, int slots,
-                                int round, int pixel_bytes, int64_t capacity, int quantum) {
+// How a tile is chosen.
+struct TileRules {
+  int most_slots = 0;                             // pixels of a tile
+  int quantum = 1;                                // of its width
+  int round = 1;                                  // a block works on so many pixels at a time
+  int64_t pixel_bytes = 0;                        // of y or dy in a block
+  int64_t shares = 1;                             // blocks that work on a tile
+  int64_t arena = 0;                              // elements, for the box and
+  int64_t slot_elements = 0, fixed_elements = 0;  // what else lies there, for each slot and in all
+};
+
+// The tile that costs the chip the fewest bytes' time: idle slots, halos and idle multiprocessors count, and
+// for each tile a few barriers.
+std::optional<Tile> choose_tile(const Conv2dProblem& problem, const ThinBox& box, int vector, int chip_blocks,
+                                const TileRules& rules) {
+  constexpr int64_t kTileBytes = 4096;
   std::optional<Tile> best;
   int64_t best_cost = 0;
-  const int64_t width = ceil_div(problem.q, quantum) * quantum;
-  const int64_t least_cuts = ceil_div(width, slots);
-  for (int64_t cuts = least_cuts; cuts < least_cuts + 8 && (cuts - 1) * quantum < width; ++cuts) {
-    Tile tile;
-    tile.w = static_cast<int>(ceil_div(ceil_div(problem.q, cuts), quantum) * quantum);
-    if (tile.w > slots) continue;
-    const int64_t columns = box_extent(tile.w, problem.stride_w, problem.s, problem.dilation_w);
-    const auto elements = [&](int h) {
-      int64_t row_pitch, plane_pitch;
-      return box_elements(box, vector, box_extent(h, problem.stride_h, problem.r, problem.dilation_h),
-                          columns, row_pitch, plane_pitch);
-    };
-    int rows = std::min(problem.p, slots / tile.w);
-    while (rows > 1 && elements(rows) > capacity) --rows;
-    if (elements(rows) > capacity) continue;
-    tile.h = static_cast<int>(ceil_div(problem.p, ceil_div(problem.p, rows)));
-    tile.count = problem.n * ceil_div(problem.p, tile.h) * ceil_div(problem.q, tile.w);
-    const int64_t worked = ceil_div(int64_t{tile.h} * tile.w, round) * round;
-    const int64_t cost = tile.count * (worked * pixel_bytes + elements(tile.h) * 16 / vector + 4096);
-    if (!best || cost < best_cost) {
-      best = tile;
-      best_cost = cost;
+  const int64_t width = ceil_div(problem.q, rules.quantum);
+  for (int slots = rules.most_slots; slots >= 64; slots /= 2) {
+    const int64_t capacity = rules.arena - rules.fixed_elements - slots * rules.slot_elements;
+    const int64_t least_cuts = ceil_div(width * rules.quantum, slots);
+    for (int64_t cuts = least_cuts; cuts < least_cuts + 8 && cuts <= width; ++cuts) {
+      Tile tile;
+      tile.w = static_cast<int>(ceil_div(width, cuts) * rules.quantum);
+      if (tile.w > slots) continue;
+      const int64_t columns = box_extent(tile.w, problem.stride_w, problem.s, problem.dilation_w);
+      const auto elements = [&](int h) {
+        int64_t row_pitch, plane_pitch;
+        return box_elements(box, vector, box_extent(h, problem.stride_h, problem.r, problem.dilation_h),
+                            columns, row_pitch, plane_pitch);
+      };
+      int rows = std::min(problem.p, slots / tile.w);
+      while (rows > 1 && elements(rows) > capacity) --rows;
+      if (elements(rows) > capacity) continue;
+      tile.h = static_cast<int>(ceil_div(problem.p, ceil_div(problem.p, rows)));
+      tile.count = problem.n * ceil_div(problem.p, tile.h) * ceil_div(problem.q, tile.w);
+      const int64_t worked = ceil_div(int64_t{tile.h} * tile.w, rules.round) * rules.round;
+      const int64_t bytes = worked * rules.pixel_bytes + elements(tile.h) * 16 / vector + kTileBytes;
+      const int64_t cost = ceil_div(tile.count * rules.shares, chip_blocks) * bytes;
+      if (!best || cost < best_cost) {
+        best = tile;
+        best_cost = cost;
+      }
     }
   }
   return best;
@@ -203,21 +219,22 @@ std::optional<ThinPlan> plan_fprop(const Conv2dParams& params, const Chip& chip)
   const int64_t arena = kThinArenaBytes / bytes;
   const int64_t blocks = ceil_div(problem.k, run_filters);
   int64_t filter_blocks = std::min<int64_t>(blocks, kThinFilters / run_filters);
-  while (filter_blocks > 1 && filter_blocks * run_filters * reduction > arena * 3 / 5) --filter_blocks;
+  while (filter_blocks > 1 && filter_blocks * run_filters * reduction > arena * 2 / 3) --filter_blocks;
   const int64_t slabs = ceil_div(blocks, filter_blocks);
   filter_blocks = ceil_div(blocks, slabs);
   fprop.filter_blocks = static_cast<int>(filter_blocks);
   fprop.slab_filters = fprop.filter_blocks * run_filters;
-  const int64_t capacity = arena - fprop.slab_filters * reduction;
 
-  const int round = static_cast<int>(std::max<int64_t>(1, kMostWarps / filter_blocks) * run_pixels);
+  TileRules rules;
+  rules.most_slots = kThinSlots;
   // NCHW: a vector of a row's pixels is stored as one.
-  const int quantum = plan.channels_last || !plan.tensor_cores ? 1 : vector;
-  std::optional<Tile> tile;
-  for (int slots = kThinSlots;; slots /= 2) {
-    tile = choose_tile(problem, fprop.x, vector, slots, round, fprop.slab_filters * bytes, capacity, quantum);
-    if (slots == 64 || (tile && tile->count * slabs >= 2 * chip.sm_count)) break;
-  }
+  if (plan.tensor_cores && !plan.channels_last) rules.quantum = vector;
+  rules.round = static_cast<int>(std::max<int64_t>(1, kMostWarps / filter_blocks) * run_pixels);
+  rules.pixel_bytes = fprop.slab_filters * bytes;
+  rules.shares = slabs;
+  rules.arena = arena;
+  rules.fixed_elements = fprop.slab_filters * reduction;
+  const std::optional<Tile> tile = choose_tile(problem, fprop.x, vector, 2 * chip.sm_count, rules);
   if (!tile || tile->count * slabs > kMostIndex) return std::nullopt;
   size_box(fprop.x, vector, box_extent(tile->h, problem.stride_h, problem.r, problem.dilation_h),
            box_extent(tile->w, problem.stride_w, problem.s, problem.dilation_w));
@@ -251,8 +268,13 @@ std::optional<ThinPlan> plan_fprop(const Conv2dParams& params, const Chip& chip)
   fprop.weight_r = FastDiv(problem.r);
   fprop.weight_c = FastDiv(problem.c);
 
-  // Two rounds of two blocks an SM, if there is as much to do: a block's weights serve all of its tiles.
-  const int64_t per_block = ceil_div(tile->count * slabs, 4 * int64_t{chip.sm_count});
+  // Two rounds of two blocks an SM, if there is as much to do; one where bringing the weights to so many
+  // blocks would be more than a sixteenth of the output.
+  const int64_t round_blocks = 2 * int64_t{chip.sm_count};
+  const int64_t weights = int64_t{fprop.slab_filters} * reduction;
+  const int64_t outputs = int64_t{problem.k} * problem.output_pixels();
+  const int64_t rounds = 2 * round_blocks * weights > outputs / 16 ? 1 : 2;
+  const int64_t per_block = ceil_div(tile->count * slabs, rounds * round_blocks);
   fprop.tiles_per_block = static_cast<int>(per_block);
   plan.grid = slabs * ceil_div(tile->count, per_block);
   plan.threads = kThinThreads;
@@ -318,16 +340,19 @@ std::optional<ThinPlan> plan_wgrad(const Conv2dParams& params, const Chip& chip)
   wgrad.x = make_box(params);
   // The gradient's tile: of each pixel all filters of a block, or of each filter all pixels.
   const bool by_pixel = plan.channels_last || !plan.tensor_cores;
-  const int64_t arena = kThinArenaBytes / bytes;
   const int64_t slot_pitch = wgrad.block_filters + vector;
-  const int64_t run = plan.tensor_cores ? 16 : 1;
-  std::optional<Tile> tile;
-  for (int slots = kThinWgradSlots;; slots /= 2) {
-    const int64_t grad = by_pixel ? slots * slot_pitch : int64_t{wgrad.block_filters} * (slots + vector);
-    tile = choose_tile(problem, wgrad.x, vector, slots, static_cast<int>(run) * wgrad.streams,
-                       wgrad.block_filters * bytes, arena - grad, by_pixel ? 1 : vector);
-    if (slots == 64 || (tile && tile->count * slabs * unit_tiles >= 2 * chip.sm_count)) break;
-  }
+  const int run = plan.tensor_cores ? 16 : 1;
+  const int sm_blocks = std::clamp(512 / plan.threads, 1, 3);  // of 128 registers a thread
+  TileRules rules;
+  rules.most_slots = kThinWgradSlots;
+  if (!by_pixel) rules.quantum = vector;
+  rules.round = run * wgrad.streams;
+  rules.pixel_bytes = wgrad.block_filters * bytes;
+  rules.shares = slabs * unit_tiles;
+  rules.arena = kThinArenaBytes / bytes;
+  rules.slot_elements = by_pixel ? slot_pitch : wgrad.block_filters;
+  rules.fixed_elements = by_pixel ? 0 : int64_t{wgrad.block_filters} * vector;
+  const std::optional<Tile> tile = choose_tile(problem, wgrad.x, vector, sm_blocks * chip.sm_count, rules);
   if (!tile || tile->count > kMostIndex) return std::nullopt;
   size_box(wgrad.x, vector, box_extent(tile->h, problem.stride_h, problem.r, problem.dilation_h),
            box_extent(tile->w, problem.stride_w, problem.s, problem.dilation_w));
@@ -345,16 +370,15 @@ std::optional<ThinPlan> plan_wgrad(const Conv2dParams& params, const Chip& chip)
   wgrad.tiles_w = FastDiv(static_cast<int>(ceil_div(problem.q, tile->w)));
   wgrad.tile_columns = FastDiv(tile->w);
 
-  // One round of what an SM holds of 128 registers a thread; less, down to one block an SM, where partial
-  // sums, written and read, would be more than a sixteenth of what is read.
+  // One round of what the chip holds; less, down to one block an SM, where partial sums, written and read,
+  // would be more than a sixth of what is read.
   const int64_t partial_bytes = problem.k * (int64_t{wgrad.taps} + (bias ? 1 : 0)) * 4;
   const int64_t read_bytes =
       (int64_t{problem.c} * problem.h * problem.w + int64_t{problem.k} * problem.p * problem.q) * problem.n *
       bytes;
-  const int64_t sm_blocks = std::clamp(512 / plan.threads, 1, 3);
-  const int64_t round = std::max<int64_t>(1, sm_blocks * chip.sm_count / (slabs * unit_tiles));
-  const int64_t least = ceil_div(chip.sm_count, slabs * unit_tiles);
-  const int64_t wanted = std::min(round, std::max(least, read_bytes / 32 / partial_bytes));
+  const int64_t round = std::max<int64_t>(1, sm_blocks * chip.sm_count / rules.shares);
+  const int64_t least = ceil_div(chip.sm_count, rules.shares);
+  const int64_t wanted = 2 * round * partial_bytes <= read_bytes / 6 ? round : std::min(round, least);
   const int64_t splits = std::clamp<int64_t>(
       wanted, 1, std::max<int64_t>(1, std::min(tile->count, kMostWorkspace / partial_bytes)));
   wgrad.tiles_per_block = static_cast<int>(ceil_div(tile->count, splits));
