@@ -21,18 +21,21 @@
 namespace fastcnn {
 
 inline constexpr int kThinThreads = 256;
-inline constexpr int kThinArenaBytes = 70 * 1024;  // with tables, two blocks an SM of 164 KB, one of 100
-inline constexpr int kThinMaxReduction = 512;      // taps of all channels, padding included
-inline constexpr int kThinSlots = 512;             // pixels of a tile of fprop
-inline constexpr int kThinFilters = 256;           // of a block of fprop
-inline constexpr int kThinMmaFilters = 64;         // that a warp multiplies at a time,
-inline constexpr int kThinMmaPixels = 32;          // with so many pixels
-inline constexpr int kThinRunFilters = 16;         // that a warp on FMA units sums at a time,
-inline constexpr int kThinRunPixels = 128;         // for so many pixels
-inline constexpr int kThinWgradSlots = 256;        // pixels of a tile of wgrad
-inline constexpr int kThinWgradWarps = 16;         // of a block of wgrad, at most
-inline constexpr int kThinUnitTaps = 32;           // that a warp of wgrad sums on FMA units,
-inline constexpr int kThinUnitOctets = 5;          // of taps, on tensor cores, at most
+inline constexpr int kThinArenaBytes = 70 * 1024;     // with tables, two blocks an SM of 164 KB, one of 100
+inline constexpr int kThinMaxReduction = 512;         // taps of all channels, padding included
+inline constexpr int kThinSlots = 512;                // pixels of a tile of fprop
+inline constexpr int kThinFilters = 256;              // of a block of fprop
+inline constexpr int kThinMmaFilters = 64;            // that a warp multiplies at a time,
+inline constexpr int kThinMmaPixels = 32;             // with so many pixels
+inline constexpr int kThinRunFilters = 16;            // that a warp on FMA units sums at a time,
+inline constexpr int kThinRunPixels = 128;            // for so many pixels
+inline constexpr int kThinWgradSlots = 256;           // pixels of a tile of wgrad
+inline constexpr int kThinWgradWarps = 16;            // of a block of wgrad, at most
+inline constexpr int kThinOutputPixels = 32;          // that a warp multiplies at a time, few output channels
+inline constexpr int kThinOutputColumns = 80;         // filters of all taps
+inline constexpr int kThinOutputWeights = 12 * 1024;  // elements in shared memory
+inline constexpr int kThinUnitTaps = 32;              // that a warp of wgrad sums on FMA units,
+inline constexpr int kThinUnitOctets = 5;             // of taps, on tensor cores, at most
 
 // The box of x in shared memory: [plane][row][element], where pitches are congruent to the image's strides
 // modulo 16 bytes: a box that starts as the image does, within 16 bytes, has every row so aligned.
@@ -110,7 +113,32 @@ struct ThinWgradParams {
   FastDiv s_div, r_div;
 };
 
+// Few output channels of many input channels: fprop, and dgrad with dy as the input.
+struct ThinOutputParams {
+  TensorView input;
+  GradActivation activation;  // dgrad
+  TensorView weight;
+  int64_t weight_out = 0, weight_in = 0;  // its strides by output and input channels
+  TensorView output;
+  Epilogue epilogue;  // fprop
+  int image_h = 0, image_w = 0, channels = 0;
+  int out_h = 0, out_w = 0, filters = 0;
+  int r = 0, s = 0, columns = 0;      // (tap, filter)
+  int row_step = 1, column_step = 1;  // pixels from tap to tap
+  bool flipped = false;               // dgrad: the last tap sees the first pixel
+  int first_h = 0, first_w = 0;       // where the first tile's box begins
+  int tile_h = 1, tile_w = 1;
+  int box_h = 1;
+  int positions = 0, pitch = 0;  // pixels of a box, whole warps'; of a column in shared memory
+  int steps = 0;                 // of 32 channels
+  int tiles = 0, tiles_per_block = 1;
+  FastDiv tiles_h, tiles_w, tile_columns, box_columns;
+  FastDiv channel_div, filter_div, s_div;
+};
+
 struct ThinPlan {
+  ThinOutputParams output;
+  bool few_outputs = false;  // `output` is what is launched
   ThinFpropParams fprop;
   ThinWgradParams wgrad;
   bool tensor_cores = false;
@@ -138,6 +166,8 @@ template <class T>  // float
 void launch_wgrad(const ThinWgradParams& params, const ThinPlan& plan, cudaStream_t stream);
 template <class T>  // __half, __nv_bfloat16
 void launch_fprop_mma(const ThinFpropParams& params, const ThinPlan& plan, cudaStream_t stream);
+template <class T>  // __half, __nv_bfloat16
+void launch_output_mma(const ThinOutputParams& params, const ThinPlan& plan, cudaStream_t stream);
 template <class T>  // __half, __nv_bfloat16
 void launch_wgrad_mma(const ThinWgradParams& params, const ThinPlan& plan, cudaStream_t stream);
 }  // namespace thin

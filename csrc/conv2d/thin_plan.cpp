@@ -9,6 +9,7 @@ namespace fastcnn {
 namespace {
 
 constexpr int kMostChannels = 4;
+constexpr int kMostOutputs = 8;
 constexpr int64_t kMostIndex = int64_t{1} << 30;
 constexpr int64_t kMostWorkspace = int64_t{64} << 20;
 constexpr int kMostWarps = kThinThreads / 32;
@@ -396,12 +397,98 @@ std::optional<ThinPlan> plan_wgrad(const Conv2dParams& params, const Chip& chip)
   return plan;
 }
 
+// Few output channels, of fprop or dgrad: see thin_output_mma.cuh.
+std::optional<ThinPlan> plan_output(Conv2dPass pass, const Conv2dParams& params, const Chip& chip) {
+  const Conv2dProblem& problem = params.problem;
+  const bool dgrad = pass == Conv2dPass::kDgrad;
+  ThinPlan plan;
+  plan.few_outputs = plan.tensor_cores = true;
+  ThinOutputParams& output = plan.output;
+  output.input = dgrad ? params.grad : params.input;
+  output.channels = dgrad ? problem.k : problem.c;
+  output.filters = dgrad ? problem.c : problem.k;
+  output.image_h = dgrad ? problem.p : problem.h;
+  output.image_w = dgrad ? problem.q : problem.w;
+  output.out_h = dgrad ? problem.h : problem.p;
+  output.out_w = dgrad ? problem.w : problem.q;
+  const int64_t columns = int64_t{output.filters} * problem.r * problem.s;
+  if (dtype_size(params.dtype) != 2 || problem.stride_h != 1 || problem.stride_w != 1 ||
+      output.filters > kMostOutputs || columns > kThinOutputColumns ||
+      !channels_align(output.input, problem.n, output.image_h, output.image_w, 8, 2) ||
+      output.channels % 8 != 0) {
+    return std::nullopt;
+  }
+  const int octets = static_cast<int>(ceil_div(columns, 8));
+  plan.unit_octets = octets <= 2 ? 2 : (octets <= 4 ? 4 : (octets == 5 ? 5 : 10));
+  output.steps = static_cast<int>(ceil_div(output.channels, 32));
+  if (int64_t{output.steps} * 2 * plan.unit_octets * 128 > kThinOutputWeights) return std::nullopt;
+
+  if (dgrad) output.activation = params.grad_activation;
+  if (!dgrad) output.epilogue = params.epilogue;
+  output.weight = params.weight;
+  output.weight_out = dgrad ? params.weight.stride_c : params.weight.stride_n;
+  output.weight_in = dgrad ? params.weight.stride_n : params.weight.stride_c;
+  output.output = params.output;
+  output.r = problem.r;
+  output.s = problem.s;
+  output.columns = static_cast<int>(columns);
+  output.row_step = problem.dilation_h;
+  output.column_step = problem.dilation_w;
+  output.flipped = dgrad;
+  const int reach_h = (problem.r - 1) * problem.dilation_h, reach_w = (problem.s - 1) * problem.dilation_w;
+  output.first_h = dgrad ? problem.pad_top - reach_h : -problem.pad_top;
+  output.first_w = dgrad ? problem.pad_left - reach_w : -problem.pad_left;
+
+  // The tile whose box has the fewest pixels for what it writes, and that leaves work to the whole chip.
+  const int64_t capacity = (kThinArenaBytes - kThinOutputWeights * 2) / 4 / columns;
+  const int64_t chip_blocks = 2 * int64_t{chip.sm_count};
+  int64_t best_cost = 0, tiles = 0;
+  for (int64_t cuts = 1; cuts <= 64 && cuts <= output.out_w; cuts = cuts < 16 ? cuts + 1 : cuts * 2) {
+    const int64_t w = ceil_div(output.out_w, cuts);
+    for (int64_t h = std::min<int64_t>(output.out_h, 32); h >= 1; h = h == 1 ? 0 : ceil_div(h, 2)) {
+      const int64_t positions =
+          ceil_div((h + reach_h) * (w + reach_w), kThinOutputPixels) * kThinOutputPixels;
+      const int64_t pitch = congruent(positions, 4, 32);
+      if (pitch > capacity) continue;
+      const int64_t count = problem.n * ceil_div(output.out_h, h) * ceil_div(output.out_w, w);
+      const int64_t cost = ceil_div(count, chip_blocks) * (positions + kThinOutputPixels);
+      if (tiles != 0 && cost >= best_cost) continue;
+      best_cost = cost;
+      tiles = count;
+      output.tile_h = static_cast<int>(h);
+      output.tile_w = static_cast<int>(w);
+      output.positions = static_cast<int>(positions);
+      output.pitch = static_cast<int>(pitch);
+    }
+  }
+  if (tiles == 0 || tiles > kMostIndex) return std::nullopt;
+  output.box_h = output.tile_h + reach_h;
+  output.box_columns = FastDiv(output.tile_w + reach_w);
+  output.tile_columns = FastDiv(output.tile_w);
+  output.tiles_h = FastDiv(static_cast<int>(ceil_div(output.out_h, output.tile_h)));
+  output.tiles_w = FastDiv(static_cast<int>(ceil_div(output.out_w, output.tile_w)));
+  output.channel_div = FastDiv(output.channels);
+  output.filter_div = FastDiv(output.filters);
+  output.s_div = FastDiv(problem.s);
+  output.tiles = static_cast<int>(tiles);
+  output.tiles_per_block = static_cast<int>(ceil_div(tiles, 2 * chip_blocks));
+  plan.grid = ceil_div(tiles, output.tiles_per_block);
+  plan.threads = kThinThreads;
+  plan.shared_bytes = kThinArenaBytes;
+  plan.tile = std::to_string(output.tile_h) + "x" + std::to_string(output.tile_w) + " pixels x " +
+              std::to_string(output.filters) + " channels";
+  plan.reason =
+      std::string("up to 8 output channels: every pixel times the weights of all taps on tensor cores, ") +
+      (dgrad ? "dy" : "x") + " in 16-byte loads";
+  return plan;
+}
+
 }  // namespace
 
 std::optional<ThinPlan> plan_thin(Conv2dPass pass, const Conv2dParams& params, const Chip& chip) {
   const Conv2dProblem& problem = params.problem;
-  if (pass == Conv2dPass::kDgrad || params.dtype == DType::kFloat64 || problem.groups != 1 ||
-      problem.c > kMostChannels || chip.shared_bytes_per_block < kThinArenaBytes + kTableBytes) {
+  if (params.dtype == DType::kFloat64 || problem.groups != 1 ||
+      chip.shared_bytes_per_block < kThinArenaBytes + kTableBytes) {
     return std::nullopt;
   }
   // An empty batch or image is the generic path's.
@@ -413,6 +500,10 @@ std::optional<ThinPlan> plan_thin(Conv2dPass pass, const Conv2dParams& params, c
                            problem.stride_h, problem.stride_w, problem.w}) {
     if (extent > 1 << 20) return std::nullopt;
   }
+  if (pass == Conv2dPass::kDgrad) return plan_output(pass, params, chip);
+  if (problem.c > kMostChannels) {
+    return pass == Conv2dPass::kFprop ? plan_output(pass, params, chip) : std::nullopt;
+  }
   if (int64_t{problem.c} * problem.r * problem.s > kThinMaxReduction) return std::nullopt;
   if (pass == Conv2dPass::kFprop) return plan_fprop(params, chip);
   return plan_wgrad(params, chip);
@@ -423,6 +514,13 @@ void launch_thin(Conv2dPass pass, const Conv2dParams& params, const ThinPlan& pl
     if (params.dtype == DType::kFloat16) return f(TypeTag<__half>{});
     return f(TypeTag<__nv_bfloat16>{});
   };
+  if (plan.few_outputs) {
+    visit([&](auto tag) {
+      using T = typename decltype(tag)::type;
+      thin::launch_output_mma<T>(plan.output, plan, stream);
+    });
+    return;
+  }
   if (pass == Conv2dPass::kFprop) {
     if (!plan.tensor_cores) return thin::launch_fprop<float>(plan.fprop, plan, stream);
     visit([&](auto tag) {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -348,3 +349,147 @@ def test_weights_and_sums_are_small_beside_a_layer(channels_last):
         size = 2 * math.prod(shape) + 2 * shape[0] * weight[0] * (shape[2] // stride) ** 2
         assert fprop.grid * 2 * math.prod(weight) < size / 8
         assert 2 * wgrad.workspace_bytes < size / 6
+
+
+def last(id: str, channels: int, filters: int, image: tuple[int, int], kernel=(3, 3), **rest):
+    return thin(id, channels, filters, image, kernel, **rest)
+
+
+#: Few output channels; turned around, what dgrad of a first layer computes.
+LAST_LAYERS = [
+    last("k1", 8, 1, (6, 7), **SAME),
+    last("k3", 64, 3, (9, 11), **SAME),
+    last("k4", 40, 4, (5, 8), **SAME),
+    last("k8", 24, 8, (7, 5), **SAME),
+    last("c-two-steps", 72, 2, (4, 5), **SAME),
+    last("5x5", 16, 3, (8, 9), (5, 5), padding=(2, 2, 2, 2)),
+    last("1x1", 32, 5, (5, 7), (1, 1)),
+    last("1x1-image", 16, 2, (1, 1), (1, 1)),
+    last("one-column", 16, 3, (9, 1), (3, 1), padding=(1, 1, 0, 0)),
+    last("wide-image", 8, 2, (2, 300), batch=1, **SAME),
+    last("tall-image", 8, 2, (300, 2), batch=1, **SAME),
+    last("dilated", 16, 3, (9, 12), padding=(2, 2, 3, 3), dilation=(2, 3)),
+    last("pad-kernel-minus-1", 16, 3, (4, 5), (3, 4), padding=(2, 2, 3, 3)),
+    last("asymmetric-padding", 16, 3, (6, 5), (2, 4), padding=(0, 1, 1, 2)),
+    last("kernel-over-image", 8, 2, (3, 4), (7, 5), padding=(3, 3, 2, 2)),
+    last("many-tiles", 8, 3, (40, 37), **SAME),
+]
+
+
+def turned(case: Conv) -> Conv:
+    n, c, h, w = case.input
+    return replace(case, input=(n, case.out_channels, h, w), out_channels=c)
+
+
+def outputs(case: Conv, x, w, bias, dy, saved=None) -> torch.Tensor:
+    """dgrad, NHWC."""
+    if saved is None:
+        return OPS.conv2d_dgrad(dy, w, *case.input[2:], *case.geometry, True, False)
+    return OPS.conv2d_act_dgrad(dy, saved, w, *case.input[2:], *case.geometry, "gelu", 0.0, True, False)
+
+
+def check_outputs(case: Conv, dtype: torch.dtype, make=integers) -> None:
+    """fprop of the case and dgrad of the turned one."""
+    x, w, bias, dy = tensors(case, dtype, "nhwc", make)
+    controls().reset()
+    y = OPS.conv2d(x, w, bias, None, *case.geometry, "none", 0.0, False)
+    assert launched() == ["thin_fprop_output_mma"]
+    back = turned(case)
+    bx, bw, bbias, bdy = tensors(back, dtype, "nhwc", make)
+    controls().reset()
+    dx = outputs(back, bx, bw, bbias, bdy)
+    assert launched() == ["thin_dgrad_mma"]
+
+    def dgrad(w, dy):
+        x = bx.to(w.dtype).requires_grad_()
+        return torch.autograd.grad(reference_output(back, x, w, None), x, dy)[0]
+
+    exact = (references(case, x, w, bias, dy)["fprop"], dgrad(bw.double(), bdy.double()))
+    if make is integers:
+        assert_exact(y, exact[0], "fprop")
+        assert_exact(dx, exact[1], "dgrad")
+    else:
+        assert_accurate(y, exact[0], torchs(case, x, w, bias, dy)["fprop"], "fprop")
+        assert_accurate(dx, exact[1], dgrad(bw, bdy), "dgrad")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@parametrize("case", LAST_LAYERS)
+def test_few_outputs_are_exact(chip, case, dtype):
+    chip(132 if dtype == torch.float16 else 1)
+    check_outputs(case, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@parametrize("case", [case for case in LAST_LAYERS if case.id in ("k3", "k8", "5x5")])
+def test_few_outputs_as_accurate_as_torch(chip, case, dtype):
+    chip(4)
+    check_outputs(case, dtype, normal)
+
+
+def test_few_outputs_fuse_what_others_do(chip):
+    """The epilogue of fprop; the activation's backward in dgrad's loads, bit for bit."""
+    chip(4)
+    case = LAST_LAYERS[1]
+    dtype = torch.bfloat16
+    x, w, bias, dy = tensors(case, dtype, "nhwc", integers)
+    residual = LAYOUTS["nhwc"](integers(dy.shape, dtype, "cpu", seed=5))
+    expected = reference_output(case, x.double(), w.double(), bias.double()) + residual.double()
+    y, kept = OPS.conv2d_with_preactivation(x, w, bias, residual, *case.geometry, "hardswish", 0.0, False)
+    assert_exact(kept, expected, "preactivation")
+    torch.testing.assert_close(y, F.hardswish(expected).to(dtype))
+
+    back = turned(case)
+    x, w, bias, dy = tensors(back, dtype, "nhwc", normal)
+    saved = LAYOUTS["nhwc"](normal(dy.shape, dtype, "cpu", seed=5))
+    ones = torch.ones(dy.shape[1], 1, 1, 1, dtype=dtype)
+    pointwise = (1, 1, 0, 0, 0, 0, 1, 1, dy.shape[1])
+    grad = OPS.conv2d_act_dgrad(dy, saved, ones, *dy.shape[2:], *pointwise, "gelu", 0.0, True, False)
+    assert torch.equal(outputs(back, x, w, bias, dy, saved), outputs(back, x, w, bias, grad))
+
+
+def test_few_outputs_keep_infinities_apart(chip):
+    """In channels, rows, and where the padding of channels and columns would meet them."""
+    chip(132)
+    case = last("", 40, 3, (9, 10))
+    x, w, bias, dy = tensors(case, torch.float16, "nhwc", integers)
+    x[0, 39, 2, 3] = torch.inf
+    w[1, 38, 1, 1] = torch.inf
+    x[1, 38] = 1
+    x[0, 38] = 2
+    y = OPS.conv2d(x, w, bias, None, *case.geometry, "none", 0.0, False)
+    assert launched()[-1] == "thin_fprop_output_mma"
+    assert_exact(y, references(case, x, w, bias, dy)["fprop"])
+
+
+def test_few_outputs_read_x_about_once(chip):
+    chip(1)
+    case = last("", 64, 3, (64, 64), batch=1, **SAME)
+    x, w, bias, dy = tensors(case, torch.bfloat16, "nhwc", integers)
+    controls().reset()
+    OPS.conv2d(x, w, bias, None, *case.geometry, "none", 0.0, False)
+    (launch,) = controls().launches()
+    floor = 2 * (x.numel() + dy.numel())
+    moved = launch["global_bytes_read"] + launch["global_bytes_written"] - launch["grid"][0] * 2 * w.numel()
+    assert moved <= 1.3 * floor, moved / floor
+
+
+@pytest.mark.parametrize(
+    ("case", "layout"),
+    [
+        (last("nchw", 16, 3, (6, 5), **SAME), "nchw"),
+        (last("c12", 12, 3, (6, 5), **SAME), "nhwc"),
+        (last("k9", 16, 9, (6, 5), **SAME), "nhwc"),
+        (last("stride-2", 16, 3, (6, 5), stride=(2, 2), **SAME), "nhwc"),
+        (last("many-columns", 16, 4, (6, 6), (5, 5), padding=(2, 2, 2, 2)), "nhwc"),
+        (last("many-channels", 520, 3, (3, 3), batch=1, **SAME), "nhwc"),
+    ],
+    ids=lambda value: value.id if isinstance(value, Conv) else value,
+)
+def test_other_few_outputs_are_the_generic_kernel_s(chip, case, layout):
+    chip(132)
+    x, w, bias, dy = tensors(case, torch.float16, layout, integers)
+    controls().reset()
+    y = OPS.conv2d(x, w, bias, None, *case.geometry, "none", 0.0, False)
+    assert launched() == ["generic_fprop"]
+    assert_exact(y, references(case, x, w, bias, dy)["fprop"])
