@@ -40,6 +40,11 @@ Conv2dPlan plan_conv2d(Conv2dPass pass, const Conv2dParams& params, const Chip& 
     plan.workspace_bytes = grouped->workspace_bytes;
     plan.splits = grouped->splits;
     plan.grouped = *std::move(grouped);
+  } else if (std::optional<ThinPlan> thin = plan_thin(pass, params, chip)) {
+    plan.path = Conv2dPath::kThin;
+    plan.workspace_bytes = thin->workspace_bytes;
+    plan.splits = thin->splits;
+    plan.thin = *std::move(thin);
   } else {
     plan_generic(pass, params, chip, plan);
   }
@@ -53,6 +58,10 @@ void run_conv2d(Conv2dPass pass, const Conv2dParams& params, const Conv2dPlan& p
   }
   if (plan.path == Conv2dPath::kGrouped) {
     launch_grouped(pass, params, plan.grouped, stream);
+    return;
+  }
+  if (plan.path == Conv2dPath::kThin) {
+    launch_thin(pass, params, plan.thin, stream);
     return;
   }
   switch (pass) {
@@ -92,6 +101,15 @@ PlanText describe(const Conv2dPlan& plan, Conv2dPass pass) {
     text.grid = plan.grouped.grid;
     text.threads = plan.grouped.threads;
     text.shared_bytes = plan.grouped.shared_bytes;
+    return text;
+  }
+  if (plan.path == Conv2dPath::kThin) {
+    text.kernel = std::string("thin_") + kPassNames[static_cast<int>(pass)];
+    text.reason = plan.thin.reason;
+    text.tile = plan.thin.tile;
+    text.grid = plan.thin.grid;
+    text.threads = plan.thin.threads;
+    text.shared_bytes = plan.thin.shared_bytes;
     return text;
   }
   text.kernel = std::string("generic_") + kPassNames[static_cast<int>(pass)];

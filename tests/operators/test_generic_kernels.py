@@ -106,16 +106,16 @@ def test_wgrad_splits(chip, layout, image, sm_count, splits):
 @pytest.mark.parametrize(
     ("input_shape", "weight_shape", "options"),
     [
-        ((1, 3, 9, 9), (70, 3, 3, 3), {"stride": 2, "padding": 2}),
+        ((1, 5, 9, 9), (70, 5, 3, 3), {"stride": 2, "padding": 2}),
         ((2, 16, 6, 5), (140, 16, 3, 3), {"padding": 2, "dilation": 2}),
         ((1, 12, 11, 4), (9, 4, 4, 1), {"stride": 3, "groups": 3}),
-        ((2, 1, 28, 28), (32, 1, 3, 3), {}),
+        ((2, 6, 14, 14), (32, 6, 3, 3), {}),
         ((1, 40, 3, 3), (200, 40, 3, 3), {"padding": 1}),
         ((1, 8, 2, 2), (8, 8, 5, 5), {"padding": 4}),
-        ((2, 4, 9, 9), (6, 4, 1, 1), {"stride": 3}),
+        ((2, 5, 9, 9), (6, 5, 1, 1), {"stride": 3}),
         ((1, 160, 4, 4), (160, 80, 1, 1), {"groups": 2}),
     ],
-    ids=["c3-s2", "dilated", "grouped", "c1", "tiny-image", "pad-k-1", "stride-over-kernel", "wide-groups"],
+    ids=["c5-s2", "dilated", "grouped", "c6", "tiny-image", "pad-k-1", "stride-over-kernel", "wide-groups"],
 )
 @pytest.mark.parametrize("sm_count", [1, 132])
 def test_shapes_on_both_tiles(chip, input_shape, weight_shape, options, layout, sm_count):
@@ -207,10 +207,11 @@ def far_images(tensor: torch.Tensor) -> torch.Tensor:
     return view.copy_(tensor)
 
 
-def test_images_more_than_two_to_the_31_elements_apart(chip):
+@pytest.mark.parametrize("channels", [4, 5], ids=["thin", "generic"])
+def test_images_more_than_two_to_the_31_elements_apart(chip, channels):
     chip(132)
-    x = integers(2, 4, 5, 4, dtype=torch.float16, seed=1)
-    w = integers(3, 4, 3, 3, dtype=torch.float16, seed=2)
+    x = integers(2, channels, 5, 4, dtype=torch.float16, seed=1)
+    w = integers(3, channels, 3, 3, dtype=torch.float16, seed=2)
     dy = integers(2, 3, 5, 4, dtype=torch.float16, seed=3)
     geometry = (1, 1, 1, 1, 1, 1, 1, 1, 1)
     far_x, far_dy = far_images(x), far_images(dy)

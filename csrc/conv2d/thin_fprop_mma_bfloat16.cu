@@ -1,0 +1,4 @@
+#include "conv2d/thin_fprop_mma.cuh"
+
+template void fastcnn::thin::launch_fprop_mma<__nv_bfloat16>(const ThinFpropParams&, const ThinPlan&,
+                                                             cudaStream_t);

@@ -1,0 +1,4 @@
+#include "conv2d/thin_wgrad_mma.cuh"
+
+template void fastcnn::thin::launch_wgrad_mma<__nv_bfloat16>(const ThinWgradParams&, const ThinPlan&,
+                                                             cudaStream_t);
