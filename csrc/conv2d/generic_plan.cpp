@@ -1,6 +1,7 @@
 // Tile, vector width and splits of the generic convolution, and the numbers its kernels are launched with.
 #include <algorithm>
 #include <numeric>
+#include <utility>
 
 #include "common/ceil_div.h"
 #include "conv2d/generic.h"
@@ -63,29 +64,68 @@ FastDiv divisor(int64_t value) {
   return FastDiv(static_cast<int>(std::max<int64_t>(value, 1)));
 }
 
-// What follows from the extent of the product and the image whose pixels are counted.
-void set_product(GenericParams& result, const Extent& extent, int height, int width, const Conv2dPlan& plan) {
-  const TileShape& tile = tile_shape(plan.tile);
-  result.rows = extent.rows;
-  result.columns = static_cast<int>(extent.columns);
-  result.reduction = extent.reduction;
-  result.row_tiles = divisor(ceil_div(extent.rows, tile.rows));
-  result.column_tiles = divisor(ceil_div(extent.columns, tile.columns));
-  result.image_width = divisor(width);
-  result.image_pixels = divisor(int64_t{height} * width);
+// Positions of an axis that a stride makes the first of a phase.
+int phase_count(int size, int stride) {
+  return std::min(size, stride);
 }
 
-void set_taps(GenericParams& result, int r, int s) {
-  result.r = r;
-  result.s = s;
-  result.inner_s = divisor(s);
-  result.inner_rs = divisor(int64_t{r} * s);
+int64_t phase_count(const Conv2dProblem& problem) {
+  return int64_t{phase_count(problem.h, problem.stride_h)} * phase_count(problem.w, problem.stride_w);
 }
 
-// fprop and wgrad; dgrad's phases start from this.
+// x with value * x = 1 modulo `modulus`, which value is prime to.
+int inverse(int value, int modulus) {
+  int64_t before = modulus, rest = value % modulus, x_before = 0, x = 1;
+  while (rest != 0) {
+    const int64_t quotient = before / rest;
+    before = std::exchange(rest, before - quotient * rest);
+    x_before = std::exchange(x, x_before - quotient * x);
+  }
+  return static_cast<int>((x_before + modulus) % modulus);
+}
+
+PhaseAxis phase_axis(int size, int stride, int pad, int dilation, int taps, int64_t output_stride,
+                     int64_t weight_stride) {
+  const int common = std::gcd(stride, dilation), tap_step = stride / common;
+  PhaseAxis axis;
+  axis.phases = phase_count(size, stride);
+  axis.rotation = stride <= size ? (stride - pad % stride) % stride : 0;
+  axis.long_phases = size % stride;
+  axis.least_count = size / stride;
+  axis.pad = pad;
+  axis.dilation = dilation;
+  axis.stride = stride;
+  axis.common = divisor(common);
+  axis.tap_step = divisor(tap_step);
+  axis.inverse = inverse(dilation / common, tap_step);
+  axis.long_tap_phases = taps % tap_step;
+  axis.least_taps = taps / tap_step;
+  axis.output_stride = output_stride;
+  axis.weight_stride = weight_stride;
+  return axis;
+}
+
+// The FastDivs of a phase, or of a pass without phases: `fewer` is 2 * h + w.
+void set_pixels(GenericParams& result, int fewer, int height, int width) {
+  result.image_width[fewer % 2] = divisor(width);
+  result.image_pixels[fewer] = divisor(int64_t{height} * width);
+}
+
+void set_taps(GenericParams& result, int fewer, int r, int s) {
+  result.inner_s[fewer % 2] = divisor(s);
+  result.inner_rs[fewer] = divisor(int64_t{r} * s);
+}
+
+bool can_store_vectors(const GenericParams& params, int n, int height, int width) {
+  const int bytes = dtype_size(params.dtype);
+  return bytes < 8 && params.columns % 4 == 0 && channels_align(params.output, n, height, width, 4, bytes);
+}
+
 GenericParams make_params(Conv2dPass pass, const Conv2dParams& params, const Conv2dPlan& plan) {
   const Conv2dProblem& problem = params.problem;
   const bool dgrad = pass == Conv2dPass::kDgrad;
+  const Extent extent = extent_of(pass, problem);
+  const TileShape& tile = tile_shape(plan.tile);
   GenericParams result;
   result.input = dgrad ? params.grad : params.input;
   result.weight = params.weight;
@@ -98,96 +138,65 @@ GenericParams make_params(Conv2dPass pass, const Conv2dParams& params, const Con
   result.dtype = params.dtype;
   result.filters = problem.k;
   result.group_filters = problem.filters_per_group();
+  result.r = problem.r;
+  result.s = problem.s;
   result.image_h = dgrad ? problem.p : problem.h;
   result.image_w = dgrad ? problem.q : problem.w;
-  result.pixel_h = problem.stride_h;
-  result.pixel_w = problem.stride_w;
-  result.first_h = -problem.pad_top;
-  result.first_w = -problem.pad_left;
-  result.tap_h = problem.dilation_h;
-  result.tap_w = problem.dilation_w;
+  result.pixel_h = dgrad ? 1 : problem.stride_h;
+  result.pixel_w = dgrad ? 1 : problem.stride_w;
+  result.first_h = dgrad ? problem.pad_top : -problem.pad_top;
+  result.first_w = dgrad ? problem.pad_left : -problem.pad_left;
+  result.tap_h = dgrad ? -problem.dilation_h : problem.dilation_h;
+  result.tap_w = dgrad ? -problem.dilation_w : problem.dilation_w;
   // The order of (r, s, c) follows the tensor that is gathered: neighbouring steps then touch neighbours.
   result.channels_inner = plan.vectorized || result.input.stride_c == 1;
-  result.vector_store = false;
   result.splits = plan.splits;
   result.split_length = plan.split_length;
+  result.rows = extent.rows;
+  result.columns = static_cast<int>(extent.columns);
+  result.reduction = extent.reduction;
+  result.row_tiles = divisor(ceil_div(extent.rows, tile.rows));
+  result.column_tiles = divisor(ceil_div(extent.columns, tile.columns));
   result.group_count = divisor(problem.groups);
   result.inner_channels = divisor(dgrad ? problem.filters_per_group() : problem.channels_per_group());
-  set_taps(result, problem.r, problem.s);
-  set_product(result, extent_of(pass, problem), problem.p, problem.q, plan);
-  return result;
-}
-
-bool can_store_vectors(const GenericParams& params, int n, int height, int width) {
-  const int bytes = dtype_size(params.dtype);
-  return bytes < 8 && params.columns % 4 == 0 && channels_align(params.output, n, height, width, 4, bytes);
-}
-
-// One axis of a phase of dgrad: the input positions first, first + stride, ... and the taps that reach them.
-// Position number i gets from tap number j what stands at i + origin - j * dilation of the output gradient.
-struct Phase {
-  int first, count;
-  int first_tap, tap_step, taps;
-  int origin, dilation;
-};
-
-// Tap r reaches position x if stride divides x + pad - r * dilation; such taps lie stride / gcd apart.
-Phase phase_of(int first, int size, int stride, int pad, int dilation, int taps) {
-  const int common = std::gcd(stride, dilation);
-  Phase phase{};
-  phase.first = first;
-  phase.count = (size - first + stride - 1) / stride;
-  phase.tap_step = stride / common;
-  phase.dilation = dilation / common;
-  for (int r = 0; r < std::min(phase.tap_step, taps); ++r) {
-    const int distance = first + pad - r * dilation;
-    if (distance % stride != 0) continue;
-    phase.first_tap = r;
-    phase.taps = (taps - 1 - r) / phase.tap_step + 1;
-    phase.origin = distance / stride;
-    break;
+  result.strided = false;
+  set_taps(result, 0, problem.r, problem.s);
+  if (dgrad) {
+    set_pixels(result, 0, problem.h, problem.w);
+    result.parts = 1;
+    result.vector_store = can_store_vectors(result, problem.n, problem.h, problem.w);
+  } else {
+    set_pixels(result, 0, problem.p, problem.q);
+    result.parts = plan.splits;
+    result.vector_store =
+        pass == Conv2dPass::kFprop && can_store_vectors(result, problem.n, problem.p, problem.q);
   }
-  return phase;
-}
-
-void* advance(void* data, int64_t elements, DType dtype) {
-  return static_cast<char*>(data) + elements * dtype_size(dtype);
-}
-
-// dgrad of one phase as a dgrad of stride 1: of every stride-th pixel, over every tap_step-th tap.
-GenericParams phase_params(const GenericParams& whole, const Conv2dProblem& problem, const Phase& h,
-                           const Phase& w, const Conv2dPlan& plan) {
-  GenericParams result = whole;
-  result.pixel_h = result.pixel_w = 1;
-  result.first_h = h.origin;
-  result.first_w = w.origin;
-  result.tap_h = -h.dilation;
-  result.tap_w = -w.dilation;
-  result.output.data = advance(
-      result.output.data, h.first * result.output.stride_h + w.first * result.output.stride_w, result.dtype);
-  result.output.stride_h *= problem.stride_h;
-  result.output.stride_w *= problem.stride_w;
-  result.weight.data =
-      advance(result.weight.data, h.first_tap * result.weight.stride_h + w.first_tap * result.weight.stride_w,
-              result.dtype);
-  result.weight.stride_h *= h.tap_step;
-  result.weight.stride_w *= w.tap_step;
-  set_taps(result, h.taps, w.taps);
-  const Extent extent{int64_t{problem.n} * h.count * w.count, problem.channels_per_group(),
-                      int64_t{h.taps} * w.taps * problem.filters_per_group()};
-  set_product(result, extent, h.count, w.count, plan);
-  result.vector_store = can_store_vectors(result, problem.n, h.count, w.count);
   return result;
 }
 
-template <class F>
-void for_each_phase(const Conv2dProblem& problem, F&& f) {
-  for (int h = 0; h < std::min(problem.stride_h, problem.h); ++h) {
-    const Phase rows =
-        phase_of(h, problem.h, problem.stride_h, problem.pad_top, problem.dilation_h, problem.r);
-    for (int w = 0; w < std::min(problem.stride_w, problem.w); ++w) {
-      f(rows, phase_of(w, problem.w, problem.stride_w, problem.pad_left, problem.dilation_w, problem.s));
-    }
+// dgrad's parameters for stride 1 become those of the phases of its stride.
+void cut_into_phases(GenericParams& result, const Conv2dProblem& problem, const Conv2dPlan& plan) {
+  result.strided = true;
+  result.parts = plan.phases;
+  result.images = problem.n;
+  result.phase_count_w = divisor(phase_count(problem.w, problem.stride_w));
+  TensorView &output = result.output, &weight = result.weight;
+  const PhaseAxis& h = result.phase_h =
+      phase_axis(problem.h, problem.stride_h, problem.pad_top, problem.dilation_h, problem.r, output.stride_h,
+                 weight.stride_h);
+  const PhaseAxis& w = result.phase_w =
+      phase_axis(problem.w, problem.stride_w, problem.pad_left, problem.dilation_w, problem.s,
+                 output.stride_w, weight.stride_w);
+  output.stride_h *= problem.stride_h;
+  output.stride_w *= problem.stride_w;
+  weight.stride_h *= h.tap_step.divisor();
+  weight.stride_w *= w.tap_step.divisor();
+  result.tap_h = -problem.dilation_h / h.common.divisor();
+  result.tap_w = -problem.dilation_w / w.common.divisor();
+  for (int fewer = 0; fewer < 4; ++fewer) {
+    const int more_h = 1 - fewer / 2, more_w = 1 - fewer % 2;
+    set_pixels(result, fewer, h.least_count + more_h, w.least_count + more_w);
+    set_taps(result, fewer, h.least_taps + more_h, w.least_taps + more_w);
   }
 }
 
@@ -228,11 +237,9 @@ void plan_generic(Conv2dPass pass, const Conv2dParams& params, const Chip& chip,
     plan.splits = static_cast<int>(ceil_div(extent.reduction, plan.split_length));
     if (plan.splits > 1) plan.workspace_bytes = static_cast<size_t>(plan.splits * partial_bytes);
   }
-  plan.grid = tiles * plan.splits;
+  if (pass == Conv2dPass::kDgrad) plan.phases = phase_count(problem);
+  plan.grid = tiles * plan.splits * plan.phases;
   check_indexable(plan.grid, "the number of tiles");
-  if (pass == Conv2dPass::kDgrad) {
-    plan.launches = std::min(problem.stride_h, problem.h) * std::min(problem.stride_w, problem.w);
-  }
   plan.threads = kTileThreads;
   plan.shared_bytes = 2 * tile.depth * (tile.rows + tile.columns + 2 * kTilePad) * accumulator_size;
 }
@@ -241,17 +248,17 @@ void launch_generic(Conv2dPass pass, const Conv2dParams& params, const Conv2dPla
                     cudaStream_t stream) {
   GenericParams generic_params = make_params(pass, params, plan);
   const Conv2dProblem& problem = params.problem;
+  if (pass == Conv2dPass::kDgrad && (problem.stride_h > 1 || problem.stride_w > 1)) {
+    cut_into_phases(generic_params, problem, plan);
+  }
   visit_dtype(params.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     switch (pass) {
       case Conv2dPass::kFprop:
-        generic_params.vector_store = can_store_vectors(generic_params, problem.n, problem.p, problem.q);
         generic::launch_fprop<T>(generic_params, plan, stream);
         return;
       case Conv2dPass::kDgrad:
-        for_each_phase(problem, [&](const Phase& h, const Phase& w) {
-          generic::launch_dgrad<T>(phase_params(generic_params, problem, h, w, plan), plan, stream);
-        });
+        generic::launch_dgrad<T>(generic_params, plan, stream);
         return;
       case Conv2dPass::kWgrad:
         generic::launch_wgrad<T>(generic_params, plan, stream);

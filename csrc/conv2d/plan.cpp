@@ -102,8 +102,8 @@ PlanText describe(const Conv2dPlan& plan, Conv2dPass pass) {
                     ? "any shape, on FMA units; channels lie contiguous and aligned: 16-byte loads"
                     : "any shape, on FMA units; channels do not come in contiguous, aligned 16 bytes: one "
                       "element per load";
-  if (plan.launches > 1)
-    text.reason += "; " + std::to_string(plan.launches) + " launches, one a phase of the stride";
+  if (plan.phases > 1)
+    text.reason += "; the stride's " + std::to_string(plan.phases) + " phases in one launch";
   text.grid = plan.grid;
   text.threads = plan.threads;
   text.shared_bytes = static_cast<size_t>(plan.shared_bytes);

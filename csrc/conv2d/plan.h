@@ -28,7 +28,7 @@ struct Conv2dPlan {
   int64_t grid = 0;
   int threads = 0;
   int shared_bytes = 0;
-  int launches = 1;  // dgrad takes one for each phase of the stride
+  int64_t phases = 1;  // of dgrad's stride
 
   DepthwisePlan depthwise;  // kDepthwise
   GroupedPlan grouped;      // kGrouped

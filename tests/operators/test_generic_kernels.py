@@ -252,18 +252,63 @@ def test_a_tap_spoils_only_what_it_reaches(chip, stride):
     assert not dx[0, 1].isnan().any()
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(
-    ("stride", "dilation", "kernel"), [(2, 1, 3), (2, 2, 3), (3, 2, 4), (4, 6, 3), (5, 1, 2), (6, 4, 5)]
+    ("stride", "dilation", "kernel"),
+    [(2, 1, 3), (2, 2, 3), (3, 2, 4), (4, 6, 3), (5, 1, 2), (6, 4, 5), (2, 3, 2)],
 )
-def test_dgrad_runs_once_a_phase(chip, stride, dilation, kernel):
-    """Each phase of the stride is a launch over its own taps; together they multiply no tap in vain."""
+@pytest.mark.parametrize("extra", [-1, 0, 1])
+def test_phases_of_the_stride_share_a_launch(chip, layout, stride, dilation, kernel, extra):
+    """Each phase runs over its own taps; together they read no tap twice and write every pixel."""
     chip(132)
-    size = dilation * (kernel - 1) + 1 + 2 * stride
+    size = dilation * (kernel - 1) + 1 + 2 * stride + extra
     launches = check(
-        (2, 8, size, size), (8, 8, kernel, kernel), torch.float32, "nhwc", stride=stride, dilation=dilation
+        (2, 8, size, size),
+        (8, 8, kernel, kernel),
+        torch.float32,
+        layout,
+        stride=stride,
+        dilation=dilation,
+        padding=extra + 1,
     )
-    dgrads = [launch for launch in launches if launch["name"] == "conv2d::generic_dgrad"]
-    assert len(dgrads) == stride**2
+    (dgrad,) = (launch for launch in launches if launch["name"] == "conv2d::generic_dgrad")
+    assert dgrad["grid"][0] == stride**2 * -(-2 * (-(-size // stride)) ** 2 // 128)
+    assert dgrad["global_bytes_written"] == 4 * 2 * 8 * size**2
+
+
+@pytest.mark.parametrize(
+    ("image", "kernel", "stride", "padding", "dilation"),
+    [
+        ((3, 5), (2, 3), (7, 2), (0, 2), (1, 1)),
+        ((5, 2), (3, 2), (9, 8), (4, 0), (2, 3)),
+        ((1, 1), (3, 3), (2, 3), (2, 2), (1, 2)),
+        ((4, 7), (9, 1), (1, 3), (8, 0), (1, 5)),
+        ((2, 33), (1, 2), (3, 32), (0, 1), (1, 20)),
+        ((6, 6), (1, 1), (70000, 46341), (0, 0), (1, 1)),
+        ((5, 5), (3, 3), (1000003, 1), (2, 1), (1, 1)),
+        ((1, 1), (2, 2), (65537, 1), (65535, 0), (65535, 1)),
+    ],
+    ids=["over-the-image", "dilated", "one-pixel", "one-axis", "wide", "far", "far-tall", "far-dilated"],
+)
+def test_strides_larger_than_the_image(chip, image, kernel, stride, padding, dilation):
+    """A phase for every pixel of the image, in one launch; most have no tap and are zero."""
+    chip(132)
+    x = torch.zeros(2, 3, *image, dtype=torch.float64, requires_grad=True)
+    w = integers(4, 3, *kernel, dtype=torch.float32, seed=2)
+    pad = tuple(
+        max(p, -(-max(0, d * (k - 1) + 1 - s) // 2))
+        for p, d, k, s in zip(padding, dilation, kernel, image, strict=True)
+    )
+    y = F.conv2d(x, w.double(), None, stride, pad, dilation)
+    dy = integers(*y.shape, dtype=torch.float32, seed=3)
+    (expected,) = torch.autograd.grad(y, x, dy.double())
+    controls().reset()
+    geometry = (*stride, pad[0], pad[0], pad[1], pad[1], *dilation, 1)
+    dx = OPS.conv2d_dgrad(dy, w, *image, *geometry, False, False)
+    assert torch.equal(dx, expected.float())
+    assert len(launched()) == 1
+    phases = min(stride[0], image[0]) * min(stride[1], image[1])
+    assert launched()[0]["grid"][0] == phases
 
 
 def test_pointwise_weights_are_read_16_bytes_at_a_time(chip):
