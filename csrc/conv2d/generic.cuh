@@ -45,19 +45,20 @@ __global__ __launch_bounds__(Tile::kThreads, kBlocksPerSm<T>) void image_kernel(
   const int first_column = block.column_tile * Tile::kBN;
   if (first_row >= phase.rows()) return;
 
-  Acc sums[Tile::kTM][Tile::kTN] = {};
+  const typename Tile::Position position(threadIdx.x, params.output.stride_c != 1);
+  Products<Tile, Acc> products;
   NoRowSum no_row_sum;
   multiply<Tile>(GatheredImage<T, V, Activated, Phase>(phase, first_row, block.group),
-                 TapWeight<T, V, Phase>(phase, first_column, block.group), phase.reduction(), sums,
-                 no_row_sum);
+                 TapWeight<T, V, Phase>(phase, first_column, block.group), phase.reduction(), position,
+                 products, no_row_sum);
+  const auto& sums = products.sums;
 
-  const ThreadPosition<Tile> position(threadIdx.x);
   const PixelRange<Phase> pixels(phase, first_row);
   const Epilogue epilogue = Phase::kDgrad ? Epilogue{} : params.epilogue;
   T* const output = static_cast<T*>(params.output.data) + phase.output_offset();
   // Runs of columns outside, rows inside: a column's bias is loaded once.
 #pragma unroll
-  for (int j = 0; j < Tile::kTN; j += Tile::kRun) {
+  for (int j = 0; j < Tile::kColumns; j += Tile::kRun) {
     const int column = first_column + position.column(j);
     const int channel = block.group * params.columns + column;
     Acc bias[Tile::kRun];
@@ -66,13 +67,13 @@ __global__ __launch_bounds__(Tile::kThreads, kBlocksPerSm<T>) void image_kernel(
       bias[u] = column + u < params.columns ? load_bias<T>(epilogue, channel + u) : Acc(0);
     }
 #pragma unroll
-    for (int i = 0; i < Tile::kTM; ++i) {
+    for (int i = 0; i < Tile::kRows; ++i) {
       const int row = position.row(i);
       if (first_row + row >= phase.rows()) continue;
       const Pixel pixel = pixels.at(row);
       const int64_t offset = pixel.n * params.output.stride_n + pixel.h * params.output.stride_h +
                              pixel.w * params.output.stride_w + channel * params.output.stride_c;
-      if (params.vector_store) {
+      if (Tile::kRun > 1 && params.vector_store) {
         if (column < params.columns) {
           Acc run[Tile::kRun];
 #pragma unroll
@@ -115,13 +116,15 @@ __global__ __launch_bounds__(Tile::kThreads, kBlocksPerSm<T>) void wgrad_kernel(
   const int64_t first_pixel = block.part * params.split_length;
   const int64_t left = params.reduction - first_pixel;
 
-  Acc sums[Tile::kTM][Tile::kTN] = {};
+  const typename Tile::Position position(threadIdx.x, false);
+  Products<Tile, Acc> products;
   RowSum<Tile, Acc> row_sum(params.bias_grad != nullptr && block.column_tile == 0, threadIdx.x);
   multiply<Tile>(WgradGrad<T, V, Activated>(pass, first_row, block.group, first_pixel),
                  WgradInput<T, V>(pass, first_column, block.group, first_pixel),
-                 static_cast<int>(left < params.split_length ? left : params.split_length), sums, row_sum);
+                 static_cast<int>(left < params.split_length ? left : params.split_length), position,
+                 products, row_sum);
+  const auto& sums = products.sums;
 
-  const ThreadPosition<Tile> position(threadIdx.x);
   const int filters = static_cast<int>(params.rows);
   const int64_t split_elements =
       int64_t{params.filters} * params.columns + (params.bias_grad != nullptr ? params.filters : 0);
@@ -135,12 +138,12 @@ __global__ __launch_bounds__(Tile::kThreads, kBlocksPerSm<T>) void wgrad_kernel(
     }
   }
 #pragma unroll
-  for (int i = 0; i < Tile::kTM; ++i) {
+  for (int i = 0; i < Tile::kRows; ++i) {
     const int row = first_row + position.row(i);
     if (row >= filters) continue;
     const int filter = block.group * filters + row;
 #pragma unroll
-    for (int j = 0; j < Tile::kTN; ++j) {
+    for (int j = 0; j < Tile::kColumns; ++j) {
       const int column = first_column + position.column(j);
       if (column >= params.columns) continue;
       if (params.splits == 1) {
@@ -179,10 +182,19 @@ void visit_variant(const Conv2dPlan& plan, F&& f) {
         f(tile, std::integral_constant<int, 1>{});
       }
     };
-    if (plan.tile == Conv2dTile::kWide) {
-      with_tile(TypeTag<WideTile>{});
-    } else {
-      with_tile(TypeTag<NarrowTile>{});
+    switch (plan.tile) {
+      case Conv2dTile::kWide:
+        with_tile(TypeTag<WideTile>{});
+        return;
+      case Conv2dTile::kNarrow:
+        with_tile(TypeTag<NarrowTile>{});
+        return;
+      case Conv2dTile::kSmall:
+        with_tile(TypeTag<SmallTile>{});
+        return;
+      case Conv2dTile::kTiny:
+        with_tile(TypeTag<TinyTile>{});
+        return;
     }
   }
 }

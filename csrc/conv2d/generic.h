@@ -71,8 +71,20 @@ struct TileShape {
 };
 inline constexpr TileShape kWideTileShape{128, 128, 8};
 inline constexpr TileShape kNarrowTileShape{128, 32, 16};
+inline constexpr TileShape kSmallTileShape{32, 32, 64};
+inline constexpr TileShape kTinyTileShape{16, 16, 128};
 inline constexpr const TileShape& tile_shape(Conv2dTile tile) {
-  return tile == Conv2dTile::kWide ? kWideTileShape : kNarrowTileShape;
+  switch (tile) {
+    case Conv2dTile::kWide:
+      return kWideTileShape;
+    case Conv2dTile::kNarrow:
+      return kNarrowTileShape;
+    case Conv2dTile::kSmall:
+      return kSmallTileShape;
+    case Conv2dTile::kTiny:
+      break;
+  }
+  return kTinyTileShape;
 }
 inline constexpr int kTileThreads = 256;
 inline constexpr int kTilePad = 4;  // elements between a tile's rows in shared memory

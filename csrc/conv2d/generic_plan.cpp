@@ -9,9 +9,33 @@
 namespace fastcnn {
 namespace {
 
-// A split shorter than this many reduction steps spends its time on the tile's ends.
-constexpr int kLeastSplitSteps = 8;
+// A split shorter than this many reduction steps spends its time on the tile's ends; deep steps count as
+// several.
+constexpr int kLeastSplitSteps = 8, kSplitStep = 16;
 constexpr int64_t kMostWorkspace = int64_t{64} << 20;
+
+// The estimates that choose between tiles, and whether to split, count SM cycles. They come from the kernels'
+// instructions and from published latencies, not from measurements: only their order matters.
+struct TileCost {
+  int fma_per_cycle;  // an SM's, of 128: what shared loads, gathering and, of deep steps, latency leave
+  int step;           // the reduction costs whole multiples of this
+};
+constexpr TileCost tile_cost(Conv2dTile tile) {
+  switch (tile) {
+    case Conv2dTile::kWide:
+      return {100, kWideTileShape.depth};
+    case Conv2dTile::kNarrow:
+      return {75, kNarrowTileShape.depth};
+    case Conv2dTile::kSmall:
+      return {60, 8};
+    case Conv2dTile::kTiny:
+      break;
+  }
+  return {40, 8};
+}
+constexpr int64_t kTileEnds = 2000;            // a block's first loads and its epilogue
+constexpr int64_t kSecondLaunch = 4000;        // over 2 us
+constexpr int64_t kPartialBytesPerCycle = 32;  // of an SM, written and read again
 
 struct Extent {
   int64_t rows, columns, reduction;
@@ -23,7 +47,7 @@ Extent extent_of(Conv2dPass pass, const Conv2dProblem& problem) {
     case Conv2dPass::kFprop:
       return {problem.output_pixels(), problem.filters_per_group(), taps * problem.channels_per_group()};
     case Conv2dPass::kDgrad:
-      // Of the first phase of the stride, the largest.
+      // Rows of the first phase of the stride, the largest.
       return {
           int64_t{problem.n} * ceil_div(problem.h, problem.stride_h) * ceil_div(problem.w, problem.stride_w),
           problem.channels_per_group(), taps * problem.filters_per_group()};
@@ -71,6 +95,15 @@ int phase_count(int size, int stride) {
 
 int64_t phase_count(const Conv2dProblem& problem) {
   return int64_t{phase_count(problem.h, problem.stride_h)} * phase_count(problem.w, problem.stride_w);
+}
+
+// About how many of them have taps.
+int64_t working_phases(const Conv2dProblem& problem) {
+  const auto of_axis = [](int size, int stride, int dilation, int taps) {
+    return int64_t{std::min({size, stride / std::gcd(stride, dilation), taps})};
+  };
+  return of_axis(problem.h, problem.stride_h, problem.dilation_h, problem.r) *
+         of_axis(problem.w, problem.stride_w, problem.dilation_w, problem.s);
 }
 
 // x with value * x = 1 modulo `modulus`, which value is prime to.
@@ -200,48 +233,110 @@ void cut_into_phases(GenericParams& result, const Conv2dProblem& problem, const 
   }
 }
 
+int accumulator_size(DType dtype) {
+  return dtype == DType::kFloat64 ? 8 : 4;
+}
+
+int64_t tile_count(const Extent& extent, const TileShape& tile, int64_t products) {
+  return ceil_div(extent.rows, tile.rows) * ceil_div(extent.columns, tile.columns) * products;
+}
+
+// Of `tiles` blocks that each walk `reduction`, two of them resident an SM.
+int64_t estimated_cycles(Conv2dTile tile, int64_t tiles, int64_t reduction, const Chip& chip) {
+  const TileShape& shape = tile_shape(tile);
+  const TileCost cost = tile_cost(tile);
+  const int64_t walked = ceil_div(reduction, cost.step) * cost.step;
+  return ceil_div(tiles, chip.sm_count) * walked * shape.rows * shape.columns / cost.fma_per_cycle +
+         ceil_div(tiles, 2 * int64_t{chip.sm_count}) * kTileEnds;
+}
+
+// A wide tile reads a quarter of the operands per result, but must have the columns, and the blocks to fill
+// the chip. Where narrow tiles do not fill it either, or most of their rows would be empty, smaller ones may
+// be better.
+Conv2dTile tile_of(const Extent& extent, int64_t products, DType dtype, const Chip& chip) {
+  if (dtype == DType::kFloat64) return Conv2dTile::kNarrow;
+  const auto fills = [&](const TileShape& tile) {
+    return extent.rows > kSmallTileShape.rows && tile_count(extent, tile, products) >= chip.sm_count;
+  };
+  if (extent.columns > 2 * kNarrowTileShape.columns && fills(kWideTileShape)) return Conv2dTile::kWide;
+  if (fills(kNarrowTileShape)) return Conv2dTile::kNarrow;
+  Conv2dTile best = Conv2dTile::kNarrow;
+  int64_t least = 0;
+  for (const Conv2dTile tile : {Conv2dTile::kNarrow, Conv2dTile::kSmall, Conv2dTile::kTiny}) {
+    const int64_t tiles = tile_count(extent, tile_shape(tile), products);
+    const int64_t cycles = estimated_cycles(tile, tiles, extent.reduction, chip);
+    if (tile != Conv2dTile::kNarrow && cycles >= least) continue;
+    best = tile;
+    least = cycles;
+  }
+  return best;
+}
+
+// A split wgrad has blocks enough for large tiles, but few filters would leave most of a large one's rows
+// empty.
+Conv2dTile split_tile(const Extent& extent, DType dtype) {
+  if (dtype == DType::kFloat64) return Conv2dTile::kNarrow;
+  if (extent.rows <= kSmallTileShape.rows) return Conv2dTile::kSmall;
+  return extent.columns > 2 * kNarrowTileShape.columns ? Conv2dTile::kWide : Conv2dTile::kNarrow;
+}
+
+// Cuts wgrad's reduction over the pixels, where that saves more than the second launch costs.
+void split_wgrad(const Conv2dParams& params, const Extent& extent, const Chip& chip, Conv2dPlan& plan) {
+  const Conv2dProblem& problem = params.problem;
+  const Conv2dTile tile = split_tile(extent, params.dtype);
+  const TileShape& shape = tile_shape(tile);
+  const int64_t tiles = tile_count(extent, shape, problem.groups);
+  if (tiles == 0 || extent.reduction == 0) return;
+  const int64_t partial_bytes = int64_t{problem.k} *
+                                (extent.columns + (params.bias_grad != nullptr ? 1 : 0)) *
+                                accumulator_size(params.dtype);
+  const int64_t steps = ceil_div(extent.reduction, shape.depth);
+  const int64_t wanted = ceil_div(4 * int64_t{chip.sm_count}, tiles);  // two blocks an SM, twice over
+  const int64_t most = extent.reduction / (kLeastSplitSteps * std::min(shape.depth, kSplitStep));
+  const int64_t splits =
+      std::clamp<int64_t>(wanted, 1, std::max<int64_t>(1, std::min(most, kMostWorkspace / partial_bytes)));
+  // Within a split, pixels are counted in 32 bits from the start of its first image.
+  const int64_t reach = (int64_t{1} << 31) - 2 * kTinyTileShape.depth - int64_t{problem.p} * problem.q;
+  const int64_t least = ceil_div(extent.reduction, std::min(int64_t{1} << 29, reach));
+  const int64_t length = ceil_div(steps, std::max(splits, least)) * shape.depth;
+  const int64_t count = ceil_div(extent.reduction, length);
+  if (count == 1) return;
+  plan.unsplit_cycles = estimated_cycles(plan.tile, tile_count(extent, tile_shape(plan.tile), problem.groups),
+                                         extent.reduction, chip);
+  plan.split_cycles = estimated_cycles(tile, tiles * count, length, chip) + kSecondLaunch +
+                      2 * count * partial_bytes / (chip.sm_count * kPartialBytesPerCycle);
+  if (least == 1 && plan.split_cycles >= plan.unsplit_cycles) return;
+  plan.tile = tile;
+  plan.splits = static_cast<int>(count);
+  plan.split_length = length;
+  plan.workspace_bytes = static_cast<size_t>(count * partial_bytes);
+}
+
 }  // namespace
 
 void plan_generic(Conv2dPass pass, const Conv2dParams& params, const Chip& chip, Conv2dPlan& plan) {
   const Conv2dProblem& problem = params.problem;
   const Extent extent = extent_of(pass, problem);
-
   plan.vectorized = can_vectorize(pass, params);
-  const int64_t row_tiles = ceil_div(extent.rows, kWideTileShape.rows);
-  const auto tiles_of = [&](int columns) {
-    return row_tiles * ceil_div(extent.columns, columns) * problem.groups;
-  };
-  // A wide tile reads a quarter of the operands per result, but must have the columns, and the blocks to fill
-  // the chip; wgrad gets blocks from its splits.
-  const bool enough_blocks = pass == Conv2dPass::kWgrad || tiles_of(kWideTileShape.columns) >= chip.sm_count;
-  const bool wide =
-      extent.columns > 2 * kNarrowTileShape.columns && enough_blocks && params.dtype != DType::kFloat64;
-  plan.tile = wide ? Conv2dTile::kWide : Conv2dTile::kNarrow;
-  const TileShape& tile = tile_shape(plan.tile);
-  const int64_t tiles = tiles_of(tile.columns);
-  const int accumulator_size = params.dtype == DType::kFloat64 ? 8 : 4;
-
-  plan.splits = 1;
-  plan.split_length = std::max<int64_t>(extent.reduction, 1);
-  if (pass == Conv2dPass::kWgrad && extent.reduction > 0 && tiles > 0) {
-    const int64_t partial_bytes =
-        int64_t{problem.k} * (extent.columns + (params.bias_grad != nullptr ? 1 : 0)) * accumulator_size;
-    const int64_t steps = ceil_div(extent.reduction, tile.depth);
-    const int64_t wanted = ceil_div(4 * int64_t{chip.sm_count}, tiles);  // two blocks an SM, twice over
-    const int64_t splits = std::clamp<int64_t>(
-        wanted, 1, std::max<int64_t>(1, std::min(steps / kLeastSplitSteps, kMostWorkspace / partial_bytes)));
-    // Within a split, pixels are counted in 32 bits from the start of its first image.
-    const int64_t reach = (int64_t{1} << 31) - 2 * tile.depth - int64_t{problem.p} * problem.q;
-    const int64_t least = ceil_div(extent.reduction, std::min(int64_t{1} << 29, reach));
-    plan.split_length = ceil_div(steps, std::max(splits, least)) * tile.depth;
-    plan.splits = static_cast<int>(ceil_div(extent.reduction, plan.split_length));
-    if (plan.splits > 1) plan.workspace_bytes = static_cast<size_t>(plan.splits * partial_bytes);
-  }
   if (pass == Conv2dPass::kDgrad) plan.phases = phase_count(problem);
-  plan.grid = tiles * plan.splits * plan.phases;
+  plan.split_length = std::max<int64_t>(extent.reduction, 1);
+
+  Extent working = extent;
+  int64_t products = problem.groups;
+  if (pass == Conv2dPass::kDgrad) {
+    const int64_t phases = working_phases(problem);
+    products *= phases;
+    working.reduction = ceil_div(extent.reduction, phases);
+  }
+  plan.tile = tile_of(working, products, params.dtype, chip);
+  if (pass == Conv2dPass::kWgrad) split_wgrad(params, extent, chip, plan);
+
+  const TileShape& tile = tile_shape(plan.tile);
+  plan.grid = tile_count(extent, tile, problem.groups * plan.phases) * plan.splits;
   check_indexable(plan.grid, "the number of tiles");
   plan.threads = kTileThreads;
-  plan.shared_bytes = 2 * tile.depth * (tile.rows + tile.columns + 2 * kTilePad) * accumulator_size;
+  plan.shared_bytes =
+      2 * tile.depth * (tile.rows + tile.columns + 2 * kTilePad) * accumulator_size(params.dtype);
 }
 
 void launch_generic(Conv2dPass pass, const Conv2dParams& params, const Conv2dPlan& plan,
