@@ -215,9 +215,10 @@ struct NoRowSum {
   __device__ void add(const Shared&, int) {}
 };
 
-// The sum of one row of A, of row `thread` of the tile: steps of BK are added up, then to the total with the
-// rounding error of each addition carried along, so that the error does not grow with the length. The first
-// BM threads each read their row as the product does; for the others, and where it is not wanted, it is idle.
+// The sum of one row of A, of row `thread` of the tile: up to 16 elements are added up, then to the total
+// with the rounding error of each addition carried along, so that the error does not grow with the length.
+// The first BM threads each read their row as the product does; for the others, and where it is not wanted,
+// it is idle.
 template <class Tile, class Acc>
 class RowSum {
  public:
@@ -229,17 +230,21 @@ class RowSum {
   template <class Shared>
   __device__ void add(const Shared& shared, int buffer) {
     if (row_ < 0) return;
-    Acc step = -error_;
-#pragma unroll 16
-    for (int k = 0; k < Tile::kBK; ++k) {
-      step += shared.a.load(SharedLayout<Acc, Tile>::A::index(buffer, k, row_));
+#pragma unroll 1
+    for (int first = 0; first < Tile::kBK; first += kStep) {
+      Acc step = -error_;
+#pragma unroll
+      for (int k = first; k < first + kStep; ++k) {
+        step += shared.a.load(SharedLayout<Acc, Tile>::A::index(buffer, k, row_));
+      }
+      const Acc next = total_ + step;
+      error_ = next - next == Acc(0) ? (next - total_) - step : Acc(0);  // infinity and NaN have no error
+      total_ = next;
     }
-    const Acc next = total_ + step;
-    error_ = next - next == Acc(0) ? (next - total_) - step : Acc(0);  // infinity and NaN have no error
-    total_ = next;
   }
 
  private:
+  static constexpr int kStep = std::min(Tile::kBK, 16);
   int row_;
   Acc total_ = 0, error_ = 0;
 };
