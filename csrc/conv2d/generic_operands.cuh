@@ -12,6 +12,7 @@
 
 #include "common/memory.cuh"
 #include "conv2d/generic.h"
+#include "conv2d/generic_phase.cuh"
 #include "conv2d/grad_activation.cuh"
 
 namespace fastcnn::generic {
@@ -23,15 +24,16 @@ struct Tap {
   int r, s, channel;
 };
 
-__device__ inline Tap tap_at(const GenericParams& params, int index) {
+template <class Phase>
+__device__ inline Tap tap_at(const Phase& phase, int index) {
   Tap tap;
-  if (params.channels_inner) {
-    const int rs = params.inner_channels.divide(index, tap.channel);
-    tap.r = params.inner_s.divide(rs, tap.s);
+  if (phase.params.channels_inner) {
+    const int rs = phase.params.inner_channels.divide(index, tap.channel);
+    tap.r = phase.inner_s().divide(rs, tap.s);
   } else {
     int rs;
-    tap.channel = params.inner_rs.divide(index, rs);
-    tap.r = params.inner_s.divide(rs, tap.s);
+    tap.channel = phase.inner_rs().divide(index, rs);
+    tap.r = phase.inner_s().divide(rs, tap.s);
   }
   return tap;
 }
@@ -41,23 +43,24 @@ struct Pixel {
 };
 
 // Pixels counted from a first one whose 64-bit index is taken apart once a block.
+template <class Phase>
 class PixelRange {
  public:
-  __device__ PixelRange(const GenericParams& params, int64_t first) : params_(params) {
-    const int64_t pixels = params.image_pixels.divisor();
+  __device__ PixelRange(const Phase& phase, int64_t first) : phase_(phase) {
+    const int64_t pixels = phase.image_pixels().divisor();
     first_image_ = static_cast<int>(first / pixels);
     first_pixel_ = static_cast<int>(first % pixels);
   }
   __device__ Pixel at(int index) const {
     Pixel pixel;
     int in_image;
-    pixel.n = first_image_ + params_.image_pixels.divide(first_pixel_ + index, in_image);
-    pixel.h = params_.image_width.divide(in_image, pixel.w);
+    pixel.n = first_image_ + phase_.image_pixels().divide(first_pixel_ + index, in_image);
+    pixel.h = phase_.image_width().divide(in_image, pixel.w);
     return pixel;
   }
 
  private:
-  const GenericParams& params_;
+  const Phase& phase_;
   int first_image_, first_pixel_;
 };
 
@@ -80,15 +83,19 @@ __device__ inline ImageAt outside() {
 }
 
 // The element that the tap at the origin sees from a pixel.
-__device__ inline ImageAt image_at(const GenericParams& params, const Pixel& pixel) {
-  const int h = pixel.h * params.pixel_h + params.first_h;
-  const int w = pixel.w * params.pixel_w + params.first_w;
+template <class Phase>
+__device__ inline ImageAt image_at(const Phase& phase, const Pixel& pixel) {
+  const GenericParams& params = phase.params;
+  const int h = pixel.h * params.pixel_h + phase.first_h();
+  const int w = pixel.w * params.pixel_w + phase.first_w();
   return {pixel.n * params.input.stride_n + h * params.input.stride_h + w * params.input.stride_w, h, w};
 }
 
-__device__ inline TapAt tap_offset(const GenericParams& params, int index, bool valid) {
+template <class Phase>
+__device__ inline TapAt tap_offset(const Phase& phase, int index, bool valid) {
   if (!valid) return {0, 0, 0, false};
-  const Tap tap = tap_at(params, index);
+  const GenericParams& params = phase.params;
+  const Tap tap = tap_at(phase, index);
   const int h = tap.r * params.tap_h, w = tap.s * params.tap_w;
   return {tap.channel * params.input.stride_c + h * params.input.stride_h + w * params.input.stride_w, h, w,
           true};
@@ -141,7 +148,7 @@ using Source = std::conditional_t<Activated, ActivatedSource<T, V>, PlainSource<
 
 // fprop A and dgrad A: x is a pixel of the result, k a tap; the element of `input` that the tap sees from
 // there.
-template <class T, int V, bool Activated>
+template <class T, int V, bool Activated, class Phase>
 struct GatheredImage {
   using Element = T;
   using AtX = ImageAt;
@@ -149,21 +156,23 @@ struct GatheredImage {
   static constexpr int kVector = V;
   static constexpr bool kAlongK = V > 1;
 
-  const GenericParams& params;
+  const Phase& phase;
   Source<T, V, Activated> source;
-  PixelRange pixels;
+  PixelRange<Phase> pixels;
   int count;  // pixels left from the block's first
 
-  __device__ GatheredImage(const GenericParams& p, int64_t first_row, int group)
-      : params(p),
-        source(p.input, int64_t{group} * p.inner_channels.divisor() * p.input.stride_c, p.grad_activation),
-        pixels(p, first_row),
-        count(p.rows - first_row > kMostRows ? kMostRows : static_cast<int>(p.rows - first_row)) {}
+  __device__ GatheredImage(const Phase& part, int64_t first_row, int group)
+      : phase(part),
+        source(part.params.input,
+               int64_t{group} * part.params.inner_channels.divisor() * part.params.input.stride_c,
+               part.params.grad_activation),
+        pixels(part, first_row),
+        count(part.rows() - first_row > kMostRows ? kMostRows : static_cast<int>(part.rows() - first_row)) {}
 
-  __device__ ImageAt at_x(int x) const { return x < count ? image_at(params, pixels.at(x)) : outside(); }
-  __device__ TapAt at_k(int k, bool valid) const { return tap_offset(params, k, valid); }
+  __device__ ImageAt at_x(int x) const { return x < count ? image_at(phase, pixels.at(x)) : outside(); }
+  __device__ TapAt at_k(int k, bool valid) const { return tap_offset(phase, k, valid); }
   __device__ Loaded load(const ImageAt& x, const TapAt& k) const {
-    return source.load_if(sees(params, x, k), x.offset + k.offset);
+    return source.load_if(sees(phase.params, x, k), x.offset + k.offset);
   }
   __device__ Vector<T, V> value(const Loaded& loaded) const { return source.value(loaded); }
 
@@ -173,30 +182,33 @@ struct GatheredImage {
 
 // fprop B and dgrad B: k is a tap, x a channel of the result, which is a filter in fprop and an input channel
 // in dgrad.
-template <class T, int V, bool Dgrad>
+template <class T, int V, class Phase>
 struct TapWeight {
   using Element = T;
   using AtX = LinearAt;
   using Loaded = Vector<T, V>;
-  static constexpr bool kEpilogue = !Dgrad;  // bias and activation follow
+  static constexpr bool kDgrad = Phase::kDgrad;
   static constexpr int kVector = V;
   // Vectors are of input channels: taps' channels in fprop, the result's in dgrad.
-  static constexpr bool kAlongK = V == 1 || !Dgrad;
+  static constexpr bool kAlongK = V == 1 || !kDgrad;
 
+  const Phase& phase;
   const GenericParams& params;
   const T* base;
   int first;
 
-  __device__ TapWeight(const GenericParams& p, int first_column, int group)
-      : params(p),
-        base(static_cast<const T*>(p.weight.data) + int64_t{group} * p.group_filters * p.weight.stride_n +
-             first_column * x_stride(p)),
+  __device__ TapWeight(const Phase& part, int first_column, int group)
+      : phase(part),
+        params(part.params),
+        base(static_cast<const T*>(params.weight.data) + part.weight_offset() +
+             int64_t{group} * params.group_filters * params.weight.stride_n +
+             first_column * x_stride(params)),
         first(first_column) {}
 
   __device__ LinearAt at_x(int x) const { return {x * x_stride(params), first + x < params.columns}; }
   __device__ LinearAt at_k(int k, bool valid) const {
-    const Tap tap = tap_at(params, k);
-    const int64_t channel_stride = Dgrad ? params.weight.stride_n : params.weight.stride_c;
+    const Tap tap = tap_at(phase, k);
+    const int64_t channel_stride = kDgrad ? params.weight.stride_n : params.weight.stride_c;
     return {tap.channel * channel_stride + tap.r * params.weight.stride_h + tap.s * params.weight.stride_w,
             valid};
   }
@@ -207,7 +219,7 @@ struct TapWeight {
 
  private:
   __device__ static int64_t x_stride(const GenericParams& p) {
-    return Dgrad ? p.weight.stride_c : p.weight.stride_n;
+    return kDgrad ? p.weight.stride_c : p.weight.stride_n;
   }
 };
 
@@ -222,13 +234,14 @@ struct WgradGrad {
 
   const GenericParams& params;
   Source<T, V, Activated> source;
-  PixelRange pixels;
+  PixelRange<WholePass> pixels;
   int first;
 
-  __device__ WgradGrad(const GenericParams& p, int first_row, int group, int64_t first_pixel)
-      : params(p),
-        source(p.grad, (int64_t{group} * p.group_filters + first_row) * p.grad.stride_c, p.grad_activation),
-        pixels(p, first_pixel),
+  __device__ WgradGrad(const WholePass& pass, int first_row, int group, int64_t first_pixel)
+      : params(pass.params),
+        source(params.grad, (int64_t{group} * params.group_filters + first_row) * params.grad.stride_c,
+               params.grad_activation),
+        pixels(pass, first_pixel),
         first(first_row) {}
 
   __device__ LinearAt at_x(int x) const {
@@ -254,21 +267,23 @@ struct WgradInput {
   static constexpr int kVector = V;
   static constexpr bool kAlongK = false;
 
+  const WholePass& pass;
   const GenericParams& params;
   const T* base;
-  PixelRange pixels;
+  PixelRange<WholePass> pixels;
   int first;
 
-  __device__ WgradInput(const GenericParams& p, int first_column, int group, int64_t first_pixel)
-      : params(p),
-        base(static_cast<const T*>(p.input.data) +
-             int64_t{group} * p.inner_channels.divisor() * p.input.stride_c),
-        pixels(p, first_pixel),
+  __device__ WgradInput(const WholePass& whole, int first_column, int group, int64_t first_pixel)
+      : pass(whole),
+        params(whole.params),
+        base(static_cast<const T*>(params.input.data) +
+             int64_t{group} * params.inner_channels.divisor() * params.input.stride_c),
+        pixels(whole, first_pixel),
         first(first_column) {}
 
-  __device__ TapAt at_x(int x) const { return tap_offset(params, first + x, first + x < params.columns); }
+  __device__ TapAt at_x(int x) const { return tap_offset(pass, first + x, first + x < params.columns); }
   __device__ ImageAt at_k(int k, bool valid) const {
-    return valid ? image_at(params, pixels.at(k)) : outside();
+    return valid ? image_at(pass, pixels.at(k)) : outside();
   }
   __device__ Vector<T, V> load(const TapAt& x, const ImageAt& k) const {
     return load_global_if<V>(sees(params, k, x), base + (x.offset + k.offset));

@@ -120,8 +120,16 @@ PlanText describe(const Conv2dPlan& plan, Conv2dPass pass) {
                     ? "any shape, on FMA units; channels lie contiguous and aligned: 16-byte loads"
                     : "any shape, on FMA units; channels do not come in contiguous, aligned 16 bytes: one "
                       "element per load";
-  if (plan.launches > 1)
-    text.reason += "; " + std::to_string(plan.launches) + " launches, one a phase of the stride";
+  if (plan.tile == Conv2dTile::kSmall || plan.tile == Conv2dTile::kTiny) {
+    text.reason += "; few results: small tiles for more SMs, their reduction shared out within the block";
+  }
+  if (plan.phases > 1)
+    text.reason += "; the stride's " + std::to_string(plan.phases) + " phases in one launch";
+  if (plan.split_cycles > 0) {
+    text.reason += std::string("; ") + (plan.splits > 1 ? "split" : "not split") + ": an estimated " +
+                   std::to_string(plan.split_cycles) + " cycles with the second launch, " +
+                   std::to_string(plan.unsplit_cycles) + " without";
+  }
   text.grid = plan.grid;
   text.threads = plan.threads;
   text.shared_bytes = static_cast<size_t>(plan.shared_bytes);

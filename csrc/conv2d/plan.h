@@ -15,7 +15,7 @@
 namespace fastcnn {
 
 enum class Conv2dPath { kGeneric, kDepthwise, kGrouped, kThin };
-enum class Conv2dTile { kWide, kNarrow };  // 128 x 128 with 8 x 8 a thread; 128 x 32 with 4 x 4
+enum class Conv2dTile { kWide, kNarrow, kSmall, kTiny };  // 128 x 128, 128 x 32, 32 x 32, 16 x 16 results
 
 struct Conv2dPlan {
   Conv2dPath path = Conv2dPath::kGeneric;
@@ -29,7 +29,8 @@ struct Conv2dPlan {
   int64_t grid = 0;
   int threads = 0;
   int shared_bytes = 0;
-  int launches = 1;  // dgrad takes one for each phase of the stride
+  int64_t phases = 1;                            // of dgrad's stride
+  int64_t unsplit_cycles = 0, split_cycles = 0;  // estimates that a wgrad's splits were decided by
 
   DepthwisePlan depthwise;  // kDepthwise
   GroupedPlan grouped;      // kGrouped

@@ -1,6 +1,7 @@
 """Every tile and load width of the generic convolution, at its edges, on the emulator.
 
-The planner takes wide tiles and few splits where the chip asks for them; the tests tell it of small chips.
+The planner takes large tiles where they fill the chip, small ones where they do not; the tests tell it of
+chips of other sizes.
 """
 
 from __future__ import annotations
@@ -32,6 +33,23 @@ def integers(*shape: int, dtype: torch.dtype, seed: int) -> torch.Tensor:
 
 def launched() -> list[dict]:
     return controls().launches()
+
+
+#: By the shared memory that two steps of the operands take.
+TILES = {
+    2 * depth * (rows + 4 + columns + 4) * 4: name
+    for name, rows, columns, depth in (
+        ("wide", 128, 128, 8),
+        ("narrow", 128, 32, 16),
+        ("small", 32, 32, 64),
+        ("tiny", 16, 16, 128),
+    )
+}
+
+
+def tile(launch: dict) -> str:
+    """Of a launch with 4-byte sums."""
+    return TILES[launch["shared_bytes"]]
 
 
 def check(
@@ -87,19 +105,116 @@ def test_channels_around_the_vector_width(chip, dtype, offset):
         assert (wide_loads > 0) == (offset == 0), launch
 
 
+@pytest.mark.parametrize(
+    ("dtype", "layout"),
+    [
+        (torch.float32, "nchw"),
+        (torch.float32, "nhwc"),
+        (torch.float16, "nhwc"),
+        (torch.bfloat16, "nhwc"),
+    ],
+    ids=lambda value: str(value).removeprefix("torch."),
+)
+@pytest.mark.parametrize(("extra", "channels"), [(-1, -1), (0, 0), (1, 1), (0, 16), (1, -16)])
+@pytest.mark.parametrize(
+    ("name", "sm_count", "edge", "depth"),
+    [("small", 4, 32, 64), ("tiny", 132, 16, 128)],
+    ids=["small", "tiny"],
+)
+def test_sliced_tiles_around_their_edges(chip, name, sm_count, edge, depth, extra, channels, layout, dtype):
+    """Rows, columns and a step's depth, one less and one more; channels on and off the vector width."""
+    chip(sm_count)
+    size = edge + extra
+    launches = check((1, depth + channels, 1, size), (size, depth + channels, 1, 1), dtype, layout)
+    if name == "tiny" or extra == 1:
+        assert tile(launches[0]) == name
+        assert launches[0]["grid"][0] == (4 if extra == 1 else 1)
+    assert {tile(launch) for launch in launches} <= {"small", "tiny"}
+    assert len(launches) == 3
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("length", [1, 8, 9, 63, 250])
+@pytest.mark.parametrize("sm_count", [4, 132])
+def test_slices_of_short_and_long_reductions(chip, sm_count, length, layout):
+    """Slices without a share, with part of one, with several."""
+    chip(sm_count)
+    launches = check((1, length, 6, 6), (33, length, 1, 1), torch.float32, layout)
+    assert tile(launches[0]) == ("small" if sm_count == 4 else "tiny")
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(
-    ("image", "sm_count", "splits"),
-    [((5, 5), 132, 1), ((19, 23), 1, 4), ((19, 23), 4, 15), ((19, 23), 132, 19)],
+    ("name", "sm_count", "filters"), [("wide", 1, 68), ("narrow", 1, 33), ("small", 4, 36), ("tiny", 132, 20)]
 )
-def test_wgrad_splits(chip, layout, image, sm_count, splits):
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_what_is_fused_on_every_tile(chip, name, sm_count, filters, activation, layout):
+    """Bias, residual and activation; backward through it, and the bias gradient."""
+    chip(sm_count)
+    memory_format = LAYOUTS[layout]
+    functions = {"relu": F.relu, "gelu": F.gelu}
+    generator = torch.Generator().manual_seed(0)
+    x, w, bias, residual, dy = (
+        torch.randn(*shape, generator=generator, dtype=torch.float64)
+        for shape in ((1, 5, 7, 6), (filters, 5, 3, 3), (filters,), (1, filters, 7, 6), (1, filters, 7, 6))
+    )
+    x.requires_grad_(), w.requires_grad_(), bias.requires_grad_()
+    z = F.conv2d(x, w, bias, padding=1) + residual
+    y = functions[activation](z)
+    expected = torch.autograd.grad(y, (x, w, bias), dy)
+
+    def single(tensor: torch.Tensor) -> torch.Tensor:
+        tensor = tensor.detach().float()
+        return tensor.contiguous(memory_format=memory_format) if tensor.ndim == 4 else tensor
+
+    geometry = (1, 1, 1, 1, 1, 1, 1, 1, 1)
+    controls().reset()
+    got, preactivation = OPS.conv2d_with_preactivation(
+        single(x), single(w), single(bias), single(residual), *geometry, activation, 0.0, False
+    )
+    assert tile(launched()[0]) == name
+    saved = single(y if activation == "relu" else z)
+    act, nhwc = (activation, 0.0), layout == "nhwc"
+    dx = OPS.conv2d_act_dgrad(single(dy), saved, single(w), 7, 6, *geometry, *act, nhwc, False)
+    dw, db = OPS.conv2d_act_wgrad(single(dy), saved, single(x), 3, 3, *geometry, *act, True, nhwc, False)
+    for result, exact in ((got, y), (preactivation, z), *zip((dx, dw, db), expected, strict=True)):
+        torch.testing.assert_close(result, exact.detach().float(), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(("layout", "bias"), [("nchw", False), ("nhwc", True)], ids=["nchw", "nhwc-bias"])
+@pytest.mark.parametrize(
+    ("input_shape", "filters", "sm_count", "splits", "name"),
+    [
+        ((3, 8, 5, 5), 8, 132, 1, "tiny"),
+        ((3, 8, 19, 23), 8, 132, 7, "small"),
+        ((3, 8, 30, 41), 36, 132, 52, "wide"),
+        ((3, 3, 25, 31), 36, 132, 17, "narrow"),
+        ((2, 8, 25, 31), 36, 4, 1, "tiny"),
+    ],
+    ids=["image-5", "small", "wide", "narrow", "few-sms"],
+)
+def test_wgrad_splits(chip, layout, input_shape, filters, sm_count, splits, name, bias):
     """One split writes the gradient itself, several go through the workspace; the last one may be short."""
     chip(sm_count)
-    launches = check((3, 8, *image), (8, 8, 3, 3), torch.float32, layout, padding=1)
-    names = [launch["name"] for launch in launches]
+    if not bias:
+        launches = check(input_shape, (filters, input_shape[1], 3, 3), torch.float32, layout, padding=1)[2:]
+    else:
+        nhwc = layout == "nhwc"
+        x = integers(*input_shape, dtype=torch.float32, seed=1).contiguous(memory_format=LAYOUTS[layout])
+        dy = integers(input_shape[0], filters, *input_shape[2:], dtype=torch.float32, seed=2)
+        dy = dy.contiguous(memory_format=LAYOUTS[layout])
+        controls().reset()
+        geometry = (1, 1, 1, 1, 1, 1, 1, 1, 1)
+        dw, db = OPS.conv2d_act_wgrad(dy, None, x, 3, 3, *geometry, "none", 0.0, True, nhwc, False)
+        launches = launched()
+        assert torch.equal(db, dy.double().sum((0, 2, 3)).float())
+        assert torch.equal(dw, OPS.conv2d_wgrad(dy, x, 3, 3, *geometry, nhwc, False))
     summed = ["conv2d::split_sum"] if splits > 1 else []
-    assert names == [f"conv2d::generic_{name}" for name in ("fprop", "dgrad", "wgrad")] + summed
-    assert launches[2]["grid"] == (splits, 1, 1)
+    assert [launch["name"] for launch in launches] == ["conv2d::generic_wgrad", *summed]
+    assert tile(launches[0]) == name
+    columns, edge = 9 * input_shape[1], {"wide": 128, "narrow": 32, "small": 32, "tiny": 16}[name]
+    tiles = -(-columns // edge) * -(-filters // {"wide": 128, "narrow": 128}.get(name, edge))
+    assert launches[0]["grid"][0] == tiles * splits
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -117,48 +232,73 @@ def test_wgrad_splits(chip, layout, image, sm_count, splits):
     ],
     ids=["c5-s2", "dilated", "grouped", "c6", "tiny-image", "pad-k-1", "stride-over-kernel", "wide-groups"],
 )
-@pytest.mark.parametrize("sm_count", [1, 132])
-def test_shapes_on_both_tiles(chip, input_shape, weight_shape, options, layout, sm_count):
+@pytest.mark.parametrize("sm_count", [1, 4, 132])
+def test_shapes_on_every_tile(chip, input_shape, weight_shape, options, layout, sm_count):
     chip(sm_count)
     check(input_shape, weight_shape, torch.float32, layout, **options)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_thread_order_does_not_show(chip, layout):
-    """Ten orders of threads and blocks, the same bits: wide and narrow tiles, several splits."""
-    chip(2)
+@pytest.mark.parametrize(
+    ("sm_count", "shape", "filters", "used"),
+    [
+        (2, (2, 12, 12, 11), 72, {"wide", "narrow"}),
+        (14, (1, 12, 17, 13), 64, {"small", "tiny"}),
+        (132, (3, 8, 19, 23), 8, {"small", "tiny", "split"}),
+    ],
+    ids=["large", "small", "split"],
+)
+def test_thread_order_does_not_show(chip, sm_count, shape, filters, used, layout):
+    """Six orders of threads and blocks, the same bits: every tile, several splits."""
+    chip(sm_count)
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, 12, 17, 13, generator=generator).contiguous(memory_format=LAYOUTS[layout])
-    w = torch.randn(72, 12, 3, 3, generator=generator)
-    dy = torch.randn(2, 72, 17, 13, generator=generator)
+    n, channels, *image = shape
+    x = torch.randn(*shape, generator=generator).contiguous(memory_format=LAYOUTS[layout])
+    w = torch.randn(filters, channels, 3, 3, generator=generator)
+    dy = torch.randn(n, filters, *image, generator=generator)
     geometry = (1, 1, 1, 1, 1, 1, 1, 1, 1)
     seen = set()
-    for seed in range(10):
+    for seed in range(6):
+        controls().reset()
         controls().set_seed(seed)
         results = (
             OPS.conv2d(x, w, None, None, *geometry, "tanh", 0.0, False),
-            OPS.conv2d_dgrad(dy, w, 17, 13, *geometry, False, False),
+            OPS.conv2d_dgrad(dy, w, *image, *geometry, False, False),
             OPS.conv2d_wgrad(dy, x, 3, 3, *geometry, False, False),
         )
         seen.add(tuple(result.numpy().tobytes() for result in results))
     assert len(seen) == 1
+    assert {"split" if "split" in a["name"] else tile(a) for a in launched()} == used
 
 
-def test_shared_loads_per_multiplication(chip):
-    """A wide tile's thread reads four 16-byte vectors for its 64 products: what makes it FMA-bound."""
+@pytest.mark.parametrize(
+    ("rows", "columns", "channels", "sm_count", "name"),
+    [
+        (128, 128, 16, 1, "wide"),
+        (64, 32, 96, 1, "narrow"),
+        (32, 32, 96, 1, "small"),
+        (16, 16, 200, 1, "tiny"),
+    ],
+)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_operands_are_read_once_per_tile(chip, rows, columns, channels, sm_count, name, layout):
+    """A 1x1 layer of one tile moves exactly its tensors."""
+    chip(sm_count)
+    launch = check((1, channels, 8, rows // 8), (columns, channels, 1, 1), torch.float32, layout)[0]
+    assert (tile(launch), launch["grid"][0]) == (name, 1)
+    assert launch["global_bytes_read"] == 4 * channels * (rows + columns)
+    assert launch["global_bytes_written"] == 4 * rows * columns
+
+
+@pytest.mark.parametrize(("edge", "slices"), [(32, 4), (16, 16)], ids=["small", "tiny"])
+def test_slices_share_the_reduction(chip, edge, slices):
+    """Each of the reduction's steps is read by one slice of 4 x 4 products a thread, the sums once by all."""
     chip(1)
-    launch = check((1, 32, 16, 16), (128, 32, 1, 1), torch.float32, "nhwc")[0]
-    blocks, steps, threads = launch["grid"][0], 32, 256
-    assert blocks == 2
-    assert launch["shared_loads"] == blocks * steps * threads * 4
-
-
-def test_operands_are_read_once_per_tile(chip):
-    """A 1x1 layer of one tile each way moves exactly its tensors."""
-    chip(1)
-    launch = check((1, 16, 8, 16), (128, 16, 1, 1), torch.float32, "nhwc")[0]
-    assert launch["global_bytes_read"] == 4 * (16 * 128 + 16 * 128)
-    assert launch["global_bytes_written"] == 4 * 128 * 128
+    channels = 200
+    launch = check((1, channels, 1, edge), (edge, channels, 1, 1), torch.float32, "nhwc")[0]
+    threads, results = edge * edge // 16, edge * edge
+    sums = 256 * slices if results // 256 == 1 else results // 4 * slices
+    assert launch["shared_loads"] == channels * threads * 2 + sums
 
 
 def channel_slice(tensor: torch.Tensor, memory_channels: int, first: int) -> torch.Tensor:
@@ -253,18 +393,66 @@ def test_a_tap_spoils_only_what_it_reaches(chip, stride):
     assert not dx[0, 1].isnan().any()
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(
-    ("stride", "dilation", "kernel"), [(2, 1, 3), (2, 2, 3), (3, 2, 4), (4, 6, 3), (5, 1, 2), (6, 4, 5)]
+    ("stride", "dilation", "kernel"),
+    [(2, 1, 3), (2, 2, 3), (3, 2, 4), (4, 6, 3), (5, 1, 2), (6, 4, 5), (2, 3, 2)],
 )
-def test_dgrad_runs_once_a_phase(chip, stride, dilation, kernel):
-    """Each phase of the stride is a launch over its own taps; together they multiply no tap in vain."""
+@pytest.mark.parametrize("extra", [-1, 0, 1])
+def test_phases_of_the_stride_share_a_launch(chip, layout, stride, dilation, kernel, extra):
+    """Each phase runs over its own taps; together they read no tap twice and write every pixel."""
     chip(132)
-    size = dilation * (kernel - 1) + 1 + 2 * stride
+    size = dilation * (kernel - 1) + 1 + 2 * stride + extra
     launches = check(
-        (2, 8, size, size), (8, 8, kernel, kernel), torch.float32, "nhwc", stride=stride, dilation=dilation
+        (2, 8, size, size),
+        (8, 8, kernel, kernel),
+        torch.float32,
+        layout,
+        stride=stride,
+        dilation=dilation,
+        padding=extra + 1,
     )
-    dgrads = [launch for launch in launches if launch["name"] == "conv2d::generic_dgrad"]
-    assert len(dgrads) == stride**2
+    (dgrad,) = (launch for launch in launches if launch["name"] == "conv2d::generic_dgrad")
+    rows = 2 * (-(-size // stride)) ** 2
+    edge = {"narrow": 128, "small": 32, "tiny": 16}[tile(dgrad)]
+    assert dgrad["grid"][0] == stride**2 * -(-rows // edge)
+    assert dgrad["global_bytes_written"] == 4 * 2 * 8 * size**2
+
+
+@pytest.mark.parametrize(
+    ("image", "kernel", "stride", "padding", "dilation"),
+    [
+        ((3, 5), (2, 3), (7, 2), (0, 2), (1, 1)),
+        ((5, 2), (3, 2), (9, 8), (4, 0), (2, 3)),
+        ((1, 1), (3, 3), (2, 3), (2, 2), (1, 2)),
+        ((4, 7), (9, 1), (1, 3), (8, 0), (1, 5)),
+        ((2, 33), (1, 2), (3, 32), (0, 1), (1, 20)),
+        ((6, 6), (1, 1), (70000, 46341), (0, 0), (1, 1)),
+        ((5, 5), (3, 3), (1000003, 1), (2, 1), (1, 1)),
+        ((1, 1), (2, 2), (65537, 1), (65535, 0), (65535, 1)),
+    ],
+    ids=["over-the-image", "dilated", "one-pixel", "one-axis", "wide", "far", "far-tall", "far-dilated"],
+)
+def test_strides_larger_than_the_image(chip, image, kernel, stride, padding, dilation):
+    """A phase for every pixel of the image, in one launch; most have no tap and are zero."""
+    chip(132)
+    x = torch.zeros(2, 3, *image, dtype=torch.float64, requires_grad=True)
+    w = integers(4, 3, *kernel, dtype=torch.float32, seed=2)
+    pad = tuple(
+        max(p, -(-max(0, d * (k - 1) + 1 - s) // 2))
+        for p, d, k, s in zip(padding, dilation, kernel, image, strict=True)
+    )
+    y = F.conv2d(x, w.double(), None, stride, pad, dilation)
+    dy = integers(*y.shape, dtype=torch.float32, seed=3)
+    (expected,) = torch.autograd.grad(y, x, dy.double())
+    controls().reset()
+    geometry = (*stride, pad[0], pad[0], pad[1], pad[1], *dilation, 1)
+    dx = OPS.conv2d_dgrad(dy, w, *image, *geometry, False, False)
+    assert torch.equal(dx, expected.float())
+    assert len(launched()) == 1
+    phases = min(stride[0], image[0]) * min(stride[1], image[1])
+    pixels = 2 * -(-image[0] // stride[0]) * -(-image[1] // stride[1])
+    assert launched()[0]["grid"][0] == phases * -(-pixels // 16)
 
 
 def test_pointwise_weights_are_read_16_bytes_at_a_time(chip):
