@@ -226,26 +226,44 @@ bool choose_stage(Shape& shape, int columns, int64_t blocks, int64_t slots) {
   return best_rows != 0 && fits(shape, best_images, best_rows, columns);
 }
 
-// Splits that keep the chip busy to the end and whose partial sums cost little.
-int64_t choose_splits(const DepthwiseSweepParams& params, int64_t blocks, int64_t slots,
-                      int64_t partial_bytes, int64_t read_bytes) {
+// How long a chip takes for `blocks` blocks of one unit of work, in units that an SM does with all the blocks
+// that it holds at a time. The fewer it holds, the less it overlaps.
+double chip_time(int64_t blocks, int sm_count, int resident) {
+  const int64_t per_sm = ceil_div(blocks, sm_count), rest = per_sm % resident;
+  const double alone = rest == 0 ? 1 : (rest == 1 ? 1.6 : 1.1);
+  return static_cast<double>(per_sm - rest) + static_cast<double>(rest) * alone;
+}
+
+// Splits that keep the chip busy to the end and that bring little: partial sums, and rows of x where a split
+// begins within an image.
+int64_t choose_splits(const Shape& shape, int64_t blocks, const Chip& chip, int resident,
+                      int64_t partial_bytes) {
+  const DepthwiseSweepParams& params = shape.params;
+  const Conv2dProblem& problem = params.problem;
+  const double read = static_cast<double>(params.x_elements + params.dy_elements) * shape.bytes;
+  const double halo = shape.channels_last
+                          ? static_cast<double>(params.x_elements) / (double{1} * problem.n * problem.h) *
+                                (problem.r - 1) * problem.dilation_h * shape.bytes
+                          : 0.0;
+  const int64_t strips = params.strips.divisor();
   const int64_t most =
       std::clamp<int64_t>(kMostWorkspace / partial_bytes, 1, std::min<int64_t>(params.stages, 8192));
   int64_t best = 1;
   double best_cost = 0;
-  for (int64_t splits = 1; splits <= most; ++splits) {
-    const int64_t stages = ceil_div(params.stages, splits);
-    const int64_t rounds = ceil_div(blocks * splits, slots);
+  for (int64_t wanted = 1; wanted <= most; ++wanted) {
+    const int64_t stages = ceil_div(params.stages, wanted), splits = ceil_div(params.stages, stages);
+    if (splits < wanted) continue;
     // A block's first stage comes while nothing is summed.
-    const double time = static_cast<double>(rounds * (2 * stages + 1)) * static_cast<double>(slots) /
-                        (2.0 * static_cast<double>(params.stages * blocks));
-    const double sums = splits == 1 ? 0.0 : 2.0 * static_cast<double>(splits * partial_bytes);
-    const double cost = time + sums / static_cast<double>(read_bytes);
+    const double time = chip_time(blocks * splits, chip.sm_count, resident) *
+                        (static_cast<double>(stages) + 0.5) * chip.sm_count /
+                        static_cast<double>(params.stages * blocks);
+    const double sums = splits == 1 ? 0 : 2.0 * static_cast<double>(splits * partial_bytes);
+    const double again = stages % strips == 0 ? 0 : static_cast<double>(splits) * halo;
+    const double cost = time + 1.5 * (sums + again) / read;
     if (splits == 1 || cost < best_cost) {
       best = splits;
       best_cost = cost;
     }
-    if (stages == 1) break;
   }
   return best;
 }
@@ -355,8 +373,7 @@ std::optional<DepthwisePlan> plan_layout(const Conv2dParams& conv, const Chip& c
 
   const int64_t row = int64_t{problem.r} * problem.s + (conv.bias_grad != nullptr ? 1 : 0);
   const int64_t partial_bytes = tiles * problem.c * row * static_cast<int64_t>(sizeof(float));
-  const int64_t read_bytes = (params.x_elements + params.dy_elements) * shape.bytes;
-  const int64_t splits = choose_splits(params, blocks, slots, partial_bytes, read_bytes);
+  const int64_t splits = choose_splits(shape, blocks, chip, resident, partial_bytes);
   params.split_stages = static_cast<int>(ceil_div(stages, splits));
   const int64_t used_splits = ceil_div(stages, params.split_stages);
   plan.splits = static_cast<int>(used_splits * tiles);

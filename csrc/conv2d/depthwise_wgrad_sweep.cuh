@@ -279,7 +279,8 @@ __device__ inline void activate_stage(Arena<T>& arena, const DepthwiseSweepParam
 // Rows of one column of dy, and the pixel of x that the window's first tap meets at the first of them.
 struct Item {
   int dy, dy_step, rows;
-  int x, x_step, ring_end, ring_size;  // x before the ring's wrap
+  int x, x_step, ring_end, ring_size;  // the row of x, before the ring's wrap
+  int x_column;                        // from the row's start; negative left of it
   int h, tap_step, x_rows;             // counted within the stage
   int w, x_columns;
   int column_step;  // of x, in elements
@@ -306,7 +307,7 @@ __device__ inline void sum_item(const Arena<T>& arena, const Item& item, Sums<Ti
 #pragma unroll
   for (int m = 0; m < kXRows; ++m) {
     const int at = item.x + m * item.x_step;
-    row[m] = at >= item.ring_end ? at - item.ring_size : at;
+    row[m] = (at >= item.ring_end ? at - item.ring_size : at) + item.x_column;
   }
 #pragma unroll
   for (int s = 0; s < Tile::kWindow; ++s) {
@@ -358,11 +359,13 @@ __device__ inline void sum_stage(const Arena<T>& arena, const DepthwiseSweepPara
         (place.q + column) * problem.stride_w - problem.pad_left + first_s * problem.dilation_w - place.w;
     item.dy = params.dy_start + buffer * params.dy_buffer + image * params.dy_image + p * params.dy_row +
               column * params.dy_column;
-    item.x = item.h * params.x_row + item.w * params.x_column;
+    item.x = item.h * params.x_row;
+    item.x_column = item.w * params.x_column;
     if constexpr (Tile::kChannelsLast) {
       const int lane = place.lane * Tile::kVector;
       item.dy += lane;
-      item.x += lane + (stage.ring + image * stage.x_rows) * params.x_row;
+      item.x_column += lane;
+      item.x += (stage.ring + image * stage.x_rows) * params.x_row;
     } else {
       const int n = stage.n + image;
       const int x_plane = problem.h * problem.w, dy_plane = problem.p * problem.q;
