@@ -208,7 +208,8 @@ bool choose_stage(Shape& shape, int columns, int64_t blocks, int64_t slots) {
     const int64_t items = stage_items(shape, images, rows, columns);
     const int64_t rounds = ceil_div(items, shape.workers());
     double use = static_cast<double>(items) / static_cast<double>(rounds * shape.workers());
-    if (rounds == 1) use *= 0.75;  // as much work again goes to the stage itself
+    // What a stage costs beside its items.
+    use *= static_cast<double>(rounds) / (static_cast<double>(rounds) + 0.33);
     // NCHW: the rows at which stages of a plane meet are brought twice.
     if (!shape.channels_last) {
       const double brought = static_cast<double>(
@@ -355,8 +356,9 @@ std::optional<DepthwisePlan> plan_layout(const Conv2dParams& conv, const Chip& c
   const int64_t chunks = ceil_div(problem.c, params.chunk_channels);
   const int64_t tiles = ceil_div(problem.q, columns);
   const int64_t blocks = chunks * tiles * window_groups;
-  const int resident = std::clamp(chip.shared_bytes_per_block / (kSweepArenaBytes + 1024), 1,
-                                  params.block_windows == 1 ? 3 : 2);
+  // What registers leave room for, at 128 a thread, and shared memory.
+  const int by_threads = params.block_windows <= 4 ? 3 : (params.block_windows <= 8 ? 2 : 1);
+  const int resident = std::clamp(chip.shared_bytes_per_block / (kSweepArenaBytes + 1024), 1, by_threads);
   const int64_t slots = int64_t{resident} * chip.sm_count;
   if (!choose_stage(shape, columns, blocks, slots)) return std::nullopt;
 

@@ -22,6 +22,9 @@
 #include <cuda_runtime.h>
 
 #include <climits>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
 
 #include "common/dtype.h"
 #include "common/memory.cuh"
@@ -49,7 +52,7 @@ struct SweepTile {
   static constexpr int kXRows = (kRows - 1) * kStride + kWindow;
   static constexpr int kSums = kWindow * kWindow * kVector;
   static constexpr int kThreads = kWhole ? kSweepThreads : kSweepMostThreads;
-  static constexpr int kBlocks = kWhole ? 3 : 2;
+  static constexpr int kBlocks = kWhole ? 3 : 1;
 };
 
 template <class T>
@@ -276,37 +279,48 @@ __device__ inline void activate_stage(Arena<T>& arena, const DepthwiseSweepParam
   });
 }
 
+// The elements as floats, one instruction each.
+template <int V, class T>
+__device__ inline void widen(const Vector<T, V>& from, float (&to)[V]) {
+  if constexpr (std::is_same_v<T, __nv_bfloat16> && V % 2 == 0) {
+#pragma unroll
+    for (int v = 0; v < V; v += 2) {
+      uint32_t pair;
+      memcpy(&pair, &from[v], sizeof(pair));
+      const uint32_t low = pair << 16, high = pair & 0xffff0000u;
+      memcpy(&to[v], &low, sizeof(low));
+      memcpy(&to[v + 1], &high, sizeof(high));
+    }
+  } else {
+#pragma unroll
+    for (int v = 0; v < V; ++v) to[v] = to_accumulator(from[v]);
+  }
+}
+
 // Rows of one column of dy, and the pixel of x that the window's first tap meets at the first of them.
 struct Item {
   int dy, dy_step, rows;
   int x, x_step, ring_end, ring_size;  // the row of x, before the ring's wrap
+  int x_first;                         // the image's first row
   int x_column;                        // from the row's start; negative left of it
   int h, tap_step, x_rows;             // counted within the stage
-  int w, x_columns;
+  int w, dilation_w, x_columns;
   int column_step;  // of x, in elements
-  int dilation_w;
   int tap_columns;
+  bool sums_bias;
 };
 
-// kInside: all rows of dy exist, and all rows of x lie in the image.
+// kInside: all rows of dy exist, and all rows of x lie in the image. Else rows of x outside count as zeros,
+// which takes finite numbers in dy.
 template <bool kInside, class T, class Tile>
-__device__ inline void sum_item(const Arena<T>& arena, const Item& item, Sums<Tile>& sums) {
-  constexpr int V = Tile::kVector, kRows = Tile::kRows, kXRows = Tile::kXRows;
-  float dy[kRows][V] = {};
-#pragma unroll
-  for (int k = 0; k < kRows; ++k) {
-    if (!kInside && k >= item.rows) continue;
-    const auto loaded = arena.template load_vector<V>(item.dy + k * item.dy_step);
-#pragma unroll
-    for (int v = 0; v < V; ++v) {
-      dy[k][v] = to_accumulator(loaded[v]);
-      sums.bias[v] += dy[k][v];
-    }
-  }
+__device__ inline void sum_rows(const Arena<T>& arena, const Item& item,
+                                const float (&dy)[Tile::kRows][Tile::kVector], Sums<Tile>& sums) {
+  constexpr int V = Tile::kVector, kXRows = Tile::kXRows;
   int row[kXRows];
 #pragma unroll
   for (int m = 0; m < kXRows; ++m) {
-    const int at = item.x + m * item.x_step;
+    const bool exists = kInside || within(item.h + m * item.tap_step, item.x_rows);
+    const int at = exists ? item.x + m * item.x_step : item.x_first;
     row[m] = (at >= item.ring_end ? at - item.ring_size : at) + item.x_column;
   }
 #pragma unroll
@@ -315,17 +329,104 @@ __device__ inline void sum_item(const Arena<T>& arena, const Item& item, Sums<Ti
     if (!Tile::kWhole && s >= item.tap_columns) continue;
 #pragma unroll
     for (int m = 0; m < kXRows; ++m) {
-      if (!kInside && !within(item.h + m * item.tap_step, item.x_rows)) continue;
-      const auto loaded = arena.template load_vector<V>(row[m] + s * item.column_step);
+      Vector<T, V> loaded = arena.template load_vector<V>(row[m] + s * item.column_step);
+      if (!kInside && !within(item.h + m * item.tap_step, item.x_rows)) memset(&loaded, 0, sizeof(loaded));
+      float x[V];
+      widen(loaded, x);
 #pragma unroll
-      for (int k = 0; k < kRows; ++k) {
+      for (int k = 0; k < Tile::kRows; ++k) {
         const int r = m - k * Tile::kStride;
         if (r < 0 || r >= Tile::kWindow || (!kInside && k >= item.rows)) continue;
 #pragma unroll
-        for (int v = 0; v < V; ++v) sums.weight[r][s][v] += to_accumulator(loaded[v]) * dy[k][v];
+        for (int v = 0; v < V; ++v) sums.weight[r][s][v] += x[v] * dy[k][v];
       }
     }
   }
+}
+
+// The same one row of dy after the other, and only with what exists.
+template <class T, class Tile>
+__device__ inline void sum_each_row(const Arena<T>& arena, const Item& item, Sums<Tile>& sums) {
+  constexpr int V = Tile::kVector;
+  for (int k = 0; k < item.rows; ++k) {
+    float dy[V];
+    widen(arena.template load_vector<V>(item.dy + k * item.dy_step), dy);
+#pragma unroll
+    for (int r = 0; r < Tile::kWindow; ++r) {
+      const int m = k * Tile::kStride + r;
+      if (!within(item.h + m * item.tap_step, item.x_rows)) continue;
+      const int at = item.x + m * item.x_step;
+      const int row = (at >= item.ring_end ? at - item.ring_size : at) + item.x_column;
+#pragma unroll
+      for (int s = 0; s < Tile::kWindow; ++s) {
+        if (!within(item.w + s * item.dilation_w, item.x_columns)) continue;
+        float x[V];
+        widen(arena.template load_vector<V>(row + s * item.column_step), x);
+#pragma unroll
+        for (int v = 0; v < V; ++v) sums.weight[r][s][v] += x[v] * dy[v];
+      }
+    }
+  }
+}
+
+// inside: as kInside.
+template <class T, class Tile>
+__device__ inline void sum_item(const Arena<T>& arena, const Item& item, bool inside, Sums<Tile>& sums) {
+  constexpr int V = Tile::kVector, kRows = Tile::kRows;
+  float dy[kRows][V];
+  float not_finite = 0;
+#pragma unroll
+  for (int k = 0; k < kRows; ++k) {
+    // Rows that do not exist are zeros.
+    const bool exists = k < item.rows;
+    Vector<T, V> loaded = arena.template load_vector<V>(exists ? item.dy + k * item.dy_step : item.dy);
+    if (!exists) memset(&loaded, 0, sizeof(loaded));
+    widen(loaded, dy[k]);
+  }
+  if (item.sums_bias) {
+#pragma unroll
+    for (int k = 0; k < kRows; ++k) {
+#pragma unroll
+      for (int v = 0; v < V; ++v) sums.bias[v] += dy[k][v];
+    }
+  }
+  if (inside) {
+    sum_rows<true, T>(arena, item, dy, sums);
+    return;
+  }
+#pragma unroll
+  for (int k = 0; k < kRows; ++k) {
+#pragma unroll
+    for (int v = 0; v < V; ++v) not_finite += dy[k][v] * 0.0f;
+  }
+  if (not_finite == 0 && item.x_rows > 0) {
+    sum_rows<false, T>(arena, item, dy, sums);
+  } else {
+    sum_each_row<T>(arena, item, sums);
+  }
+}
+
+// Where rows `p` and on of dy of the stage's image and their rows of x lie in the arena.
+template <class T, class Tile>
+__device__ inline void place_rows(const DepthwiseSweepParams& params, const Place& place, const Stage& stage,
+                                  int buffer, int image, int p, Item& item) {
+  const Conv2dProblem& problem = params.problem;
+  item.dy = params.dy_start + buffer * params.dy_buffer + image * params.dy_image + p * params.dy_row;
+  if constexpr (Tile::kChannelsLast) {
+    item.dy += place.lane * Tile::kVector;
+    item.x_first = (stage.ring + image * stage.x_rows) * params.x_row;
+  } else {
+    const int n = stage.n + image;
+    const int x_plane = problem.h * problem.w, dy_plane = problem.p * problem.q;
+    const int64_t x_begin =
+        n * params.x.stride_n + static_cast<int64_t>(place.channel) * x_plane + stage.h * problem.w;
+    const int64_t dy_begin =
+        n * params.dy.stride_n + static_cast<int64_t>(place.channel) * dy_plane + stage.p * problem.q;
+    item.x_first = (buffer * params.stage_images + image) * params.x_image + place.lane * x_plane +
+                   static_cast<int>(x_begin & (kPer16<T> - 1));
+    item.dy += place.lane * dy_plane + static_cast<int>(dy_begin & (kPer16<T> - 1));
+  }
+  item.x = item.x_first + item.h * params.x_row;
 }
 
 template <class T, class Tile>
@@ -344,45 +445,34 @@ __device__ inline void sum_stage(const Arena<T>& arena, const DepthwiseSweepPara
   item.column_step = problem.dilation_w * params.x_column;
   item.dilation_w = problem.dilation_w;
   item.tap_columns = problem.s - first_s;
+  item.sums_bias = params.bias_grad != nullptr;
 
-  const int strips = params.item_strips.divisor();
-  const int items = stage.images * strips * params.tile_columns;
-  for (int i = place.worker; i < items; i += 1 << params.worker_bits) {
-    int column, strip, phase;
-    const int image = params.item_strips.divide(params.item_columns.divide(i, column), strip);
+  // A set is the items of the same rows; a worker takes every so many-th item of all sets.
+  const int workers = 1 << params.worker_bits;
+  const int sets = stage.images * params.item_strips.divisor();
+  const int left = place.q * problem.stride_w - problem.pad_left + first_s * problem.dilation_w - place.w;
+  const int first_x = (Tile::kChannelsLast ? place.lane * Tile::kVector : 0) + left * params.x_column;
+  int column;
+  int set = params.item_columns.divide(place.worker, column);
+  while (set < sets) {
+    int strip, phase;
+    const int image = params.item_strips.divide(set, strip);
     const int p =
         params.item_phases.divide(strip, phase) * Tile::kRows * params.row_step + phase;  // of the stage
-    item.rows = p < stage.rows ? params.item_phases.divide(stage.rows - p - 1) + 1 : 0;
-    if (column >= place.columns || item.rows == 0) continue;
+    item.rows = p < stage.rows ? min(params.item_phases.divide(stage.rows - p - 1) + 1, Tile::kRows) : 0;
     item.h = (stage.p + p) * problem.stride_h - problem.pad_top + first_r * problem.dilation_h - stage.h;
-    item.w =
-        (place.q + column) * problem.stride_w - problem.pad_left + first_s * problem.dilation_w - place.w;
-    item.dy = params.dy_start + buffer * params.dy_buffer + image * params.dy_image + p * params.dy_row +
-              column * params.dy_column;
-    item.x = item.h * params.x_row;
-    item.x_column = item.w * params.x_column;
-    if constexpr (Tile::kChannelsLast) {
-      const int lane = place.lane * Tile::kVector;
-      item.dy += lane;
-      item.x_column += lane;
-      item.x += (stage.ring + image * stage.x_rows) * params.x_row;
-    } else {
-      const int n = stage.n + image;
-      const int x_plane = problem.h * problem.w, dy_plane = problem.p * problem.q;
-      const int64_t x_begin =
-          n * params.x.stride_n + static_cast<int64_t>(place.channel) * x_plane + stage.h * problem.w;
-      const int64_t dy_begin =
-          n * params.dy.stride_n + static_cast<int64_t>(place.channel) * dy_plane + stage.p * problem.q;
-      item.x += (buffer * params.stage_images + image) * params.x_image + place.lane * x_plane +
-                static_cast<int>(x_begin & (kPer16<T> - 1));
-      item.dy += place.lane * dy_plane + static_cast<int>(dy_begin & (kPer16<T> - 1));
+    place_rows<T, Tile>(params, place, stage, buffer, image, p, item);
+    const int first_dy = item.dy;
+    const bool inside =
+        item.rows >= Tile::kRows && item.h >= 0 && item.h + (Tile::kXRows - 1) * item.tap_step < item.x_rows;
+    for (; column < params.tile_columns; column += workers) {
+      if (column >= place.columns || item.rows == 0) continue;
+      item.w = left + column * problem.stride_w;
+      item.dy = first_dy + column * params.dy_column;
+      item.x_column = first_x + column * problem.stride_w * params.x_column;
+      sum_item<T>(arena, item, inside, sums);
     }
-    if (item.rows >= Tile::kRows && item.h >= 0 &&
-        item.h + (Tile::kXRows - 1) * item.tap_step < item.x_rows) {
-      sum_item<true, T>(arena, item, sums);
-    } else {
-      sum_item<false, T>(arena, item, sums);
-    }
+    set += params.item_columns.divide(column, column);
   }
 }
 
