@@ -5,9 +5,11 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
 
 #include "common/chip.h"
+#include "conv2d/depthwise_wgrad_sweep.h"
 #include "conv2d/launch_size.h"
 #include "conv2d/problem.h"
 #include "conv2d/thread_tile.h"
@@ -27,7 +29,9 @@ inline constexpr int kDepthwiseWeightBytes = 8 * 1024;
 
 // wgrad: half of the block's threads hand their sums to the other half.
 constexpr int depthwise_wgrad_shared_bytes(int vector, int accumulator_bytes) {
-  return kDepthwiseThreads / 2 * kDepthwiseTapWindow * kDepthwiseTapWindow * vector * accumulator_bytes;
+  // The taps of a window and the bias gradient.
+  constexpr int kSums = kDepthwiseTapWindow * kDepthwiseTapWindow + 1;
+  return kDepthwiseThreads / 2 * kSums * vector * accumulator_bytes;
 }
 
 struct DepthwisePlan {
@@ -43,6 +47,7 @@ struct DepthwisePlan {
   int splits = 1;            // wgrad: partial sums per launch; workspace holds launches * splits of them
   size_t shared_bytes = 0;
   size_t workspace_bytes = 0;
+  DepthwiseSweep sweep;  // wgrad, where it takes one sweep
 };
 
 // Strides and addresses count only for the choice of the vector width and of the lanes; null addresses count
@@ -50,8 +55,16 @@ struct DepthwisePlan {
 DepthwisePlan plan_depthwise(Conv2dPass pass, const Conv2dParams& params, const Chip& chip,
                              int64_t launch_pixels = kLaunchPixels);
 
+// wgrad in one sweep; nothing where that does not cover the problem.
+std::optional<DepthwisePlan> plan_depthwise_sweep(const Conv2dParams& params, const Chip& chip);
+
 void launch_depthwise_fprop(const Conv2dParams& params, const DepthwisePlan& plan, cudaStream_t stream);
 void launch_depthwise_dgrad(const Conv2dParams& params, const DepthwisePlan& plan, cudaStream_t stream);
 void launch_depthwise_wgrad(const Conv2dParams& params, const DepthwisePlan& plan, cudaStream_t stream);
+
+namespace sweep {
+template <class T, bool kChannelsLast>
+void launch_sweep(const DepthwiseSweepParams& params, const DepthwisePlan& plan, cudaStream_t stream);
+}  // namespace sweep
 
 }  // namespace fastcnn

@@ -66,8 +66,8 @@ void plan_splits(const Conv2dParams& params, const Chip& chip, int64_t blocks_pe
                  DepthwisePlan& plan) {
   const Conv2dProblem& problem = params.problem;
   const int accumulator_bytes = params.dtype == DType::kFloat64 ? 8 : 4;
-  const int64_t split_bytes =
-      static_cast<int64_t>(problem.k) * problem.r * problem.s * accumulator_bytes * plan.launches;
+  const int64_t filter_sums = int64_t{problem.r} * problem.s + (params.bias_grad != nullptr ? 1 : 0);
+  const int64_t split_bytes = problem.k * filter_sums * accumulator_bytes * plan.launches;
   const int64_t wanted = ceil_div(int64_t{4} * chip.sm_count, blocks_per_split);
   const int64_t worthwhile = ceil_div(pixels, int64_t{16} * plan.tile.pixel_threads);
   const int64_t affordable = kMaxWorkspaceBytes / std::max<int64_t>(1, split_bytes);
@@ -99,6 +99,9 @@ DepthwisePlan plan_depthwise(Conv2dPass pass, const Conv2dParams& params, const 
   const bool wgrad = pass == Conv2dPass::kWgrad;
   const bool dgrad = pass == Conv2dPass::kDgrad;
   const int bytes = dtype_size(params.dtype);
+  if (wgrad) {
+    if (auto sweep = plan_depthwise_sweep(params, chip)) return *std::move(sweep);
+  }
 
   DepthwisePlan plan;
   choose_vector(pass, params, plan);

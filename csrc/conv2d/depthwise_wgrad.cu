@@ -13,9 +13,41 @@ void launch_partial(const DepthwisePlan& plan, const DepthwiseWgradParams& param
   launch("conv2d::depthwise_wgrad", depthwise_wgrad<T, V>, depthwise_config(plan, stream), params);
 }
 
+// The second pass: adds the partial sums, the bias gradient's behind those of the weight.
+void add_splits(const Conv2dParams& params, int splits, cudaStream_t stream) {
+  SplitSumParams sum;
+  sum.partials = params.workspace;
+  sum.output = params.output;
+  sum.dtype = params.dtype;
+  sum.splits = splits;
+  sum.n = params.problem.k;
+  sum.h = params.problem.r;
+  sum.w = params.problem.s;
+  if (params.bias_grad != nullptr) {
+    sum.tail_output = params.bias_grad;
+    sum.tail = params.problem.k;
+  }
+  launch_split_sum(sum, stream);
+}
+
+void launch_sweep(const Conv2dParams& params, const DepthwisePlan& plan, cudaStream_t stream) {
+  DepthwiseSweepParams kernel_params = plan.sweep.params;
+  if (plan.splits > 1) kernel_params.partials = static_cast<float*>(params.workspace);
+  visit_narrow_dtype(params.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    if (plan.sweep.channels_last) {
+      sweep::launch_sweep<T, true>(kernel_params, plan, stream);
+    } else {
+      sweep::launch_sweep<T, false>(kernel_params, plan, stream);
+    }
+  });
+  if (plan.splits > 1) add_splits(params, plan.splits, stream);
+}
+
 }  // namespace
 
 void launch_depthwise_wgrad(const Conv2dParams& params, const DepthwisePlan& plan, cudaStream_t stream) {
+  if (plan.sweep.chosen) return launch_sweep(params, plan, stream);
   const Conv2dProblem& problem = params.problem;
   const auto windows = [](int taps) { return (taps + kDepthwiseTapWindow - 1) / kDepthwiseTapWindow; };
   DepthwiseWgradParams kernel_params;
@@ -42,15 +74,7 @@ void launch_depthwise_wgrad(const Conv2dParams& params, const DepthwisePlan& pla
     });
   });
 
-  SplitSumParams sum;
-  sum.partials = params.workspace;
-  sum.output = params.output;
-  sum.dtype = params.dtype;
-  sum.splits = plan.launches * plan.splits;
-  sum.n = problem.k;
-  sum.h = problem.r;
-  sum.w = problem.s;
-  launch_split_sum(sum, stream);
+  add_splits(params, plan.launches * plan.splits, stream);
 }
 
 }  // namespace fastcnn

@@ -1,23 +1,26 @@
-// Depthwise wgrad: dw[k,r,s] = sum over n,p,q of x[n, k/m, p*stride - pad + r*dilation, ...] * dy[n,k,p,q].
+// Depthwise wgrad of any shape: dw[k,r,s] = sum over n,p,q of x[n, k/m, p*stride - pad + r*dilation, ...] *
+// dy[n,k,p,q].
 //
 // Walk: a block takes a tile of V-channel vectors, a 3x3 window of taps and a range of pixels. Each thread
 // walks its share of the pixels with the window's 9*V sums in registers: dy is read once, x nine times
 // through L1. The pixel threads are then summed pairwise through shared memory, and the block writes its
-// partial sums to the workspace [split][k][r][s]; launch_split_sum adds the splits in fixed order and rounds
-// once. Floor: bytes = x + dy once each; flops = 2*R*S per dy. A 3x3 kernel is one window: one pass over
-// memory. Larger kernels read x and dy once per window, neighbouring blocks at the same time, so mostly from
-// L2. Why: no atomics, hence the same bits in every run; splits give the chip enough blocks at any channel
-// count.
+// partial sums to the workspace [split][k][r][s], those of the bias gradient behind them; launch_split_sum
+// adds the splits in fixed order and rounds once. Floor: bytes = x + dy once each; flops = 2*R*S per dy. A
+// 3x3 kernel is one window: one pass over memory. Larger kernels read x and dy once per window, neighbouring
+// blocks at the same time, so mostly from L2. Why: no atomics, hence the same bits in every run; splits give
+// the chip enough blocks at any channel count.
 #pragma once
 
 #include "common/fastdiv.h"
 #include "common/memory.cuh"
 #include "common/shared.cuh"
 #include "conv2d/depthwise.h"
+#include "conv2d/grad_activation.cuh"
 
 namespace fastcnn {
 
 inline constexpr int kDepthwiseWindowTaps = kDepthwiseTapWindow * kDepthwiseTapWindow;
+inline constexpr int kDepthwiseWindowSums = kDepthwiseWindowTaps + 1;
 
 struct DepthwiseWgradParams {
   Conv2dParams conv;
@@ -34,7 +37,7 @@ struct DepthwiseWgradParams {
 
 template <class Acc, int V>
 struct DepthwiseWgradShared {
-  SharedArray<Acc, kDepthwiseThreads / 2 * kDepthwiseWindowTaps * V> sums;
+  SharedArray<Acc, kDepthwiseThreads / 2 * kDepthwiseWindowSums * V> sums;
 };
 
 template <class T, int V>
@@ -56,17 +59,20 @@ __global__ void depthwise_wgrad(const __grid_constant__ DepthwiseWgradParams par
   const int k = (channel_tile * params.tile.channel_threads + tile_channel) * V;
   const bool active = k < problem.k;
 
-  Acc sum[kDepthwiseWindowTaps][V] = {};
+  Acc sum[kDepthwiseWindowSums][V] = {};  // the taps', then the bias gradient's
   if (active) {
     const int begin = split * params.split_pixels;
     const int end = min(begin + params.split_pixels, problem.n * problem.p * problem.q);
-    const T* grad = static_cast<const T*>(dy.data) + k * dy.stride_c;
+    const T* grad = static_cast<const T*>(dy.data);
     const T* image = static_cast<const T*>(x.data) + params.multiplier.divide(k) * x.stride_c;
     for (int pixel = begin + tile_pixel; pixel < end; pixel += params.tile.pixel_threads) {
       int p, q;
       const int n = params.rows.divide(params.columns.divide(pixel, q), p);
       const Vector<T, V> gradient =
-          load_global<V>(grad + n * dy.stride_n + p * dy.stride_h + q * dy.stride_w);
+          load_grad_if<V>(true, params.conv.grad_activation, grad,
+                          n * dy.stride_n + k * dy.stride_c + p * dy.stride_h + q * dy.stride_w);
+#pragma unroll
+      for (int v = 0; v < V; ++v) sum[kDepthwiseWindowTaps][v] += to_accumulator(gradient[v]);
       const int h = p * problem.stride_h - problem.pad_top + first_r * problem.dilation_h;
       const int w = q * problem.stride_w - problem.pad_left + first_s * problem.dilation_w;
       const T* source = image + n * x.stride_n + h * x.stride_h + w * x.stride_w;
@@ -104,17 +110,17 @@ __global__ void depthwise_wgrad(const __grid_constant__ DepthwiseWgradParams par
                                                : tile_channel * half + pixel;
     if (tile_pixel >= half && tile_pixel < 2 * half) {
 #pragma unroll
-      for (int tap = 0; tap < kDepthwiseWindowTaps; ++tap) {
+      for (int i = 0; i < kDepthwiseWindowSums; ++i) {
 #pragma unroll
-        for (int v = 0; v < V; ++v) shared.sums.store((tap * V + v) * slots + slot, sum[tap][v]);
+        for (int v = 0; v < V; ++v) shared.sums.store((i * V + v) * slots + slot, sum[i][v]);
       }
     }
     __syncthreads();
     if (tile_pixel < half) {
 #pragma unroll
-      for (int tap = 0; tap < kDepthwiseWindowTaps; ++tap) {
+      for (int i = 0; i < kDepthwiseWindowSums; ++i) {
 #pragma unroll
-        for (int v = 0; v < V; ++v) sum[tap][v] += shared.sums.load((tap * V + v) * slots + slot);
+        for (int v = 0; v < V; ++v) sum[i][v] += shared.sums.load((i * V + v) * slots + slot);
       }
     }
     __syncthreads();
@@ -122,8 +128,10 @@ __global__ void depthwise_wgrad(const __grid_constant__ DepthwiseWgradParams par
 
   if (tile_pixel == 0 && active) {
     const int64_t taps = problem.r * problem.s;
-    Acc* partial = static_cast<Acc*>(params.conv.workspace) +
-                   ((params.first_split + split) * static_cast<int64_t>(problem.k) + k) * taps;
+    const bool has_bias = params.conv.bias_grad != nullptr;
+    Acc* const partials = static_cast<Acc*>(params.conv.workspace) +
+                          (params.first_split + split) * problem.k * (taps + (has_bias ? 1 : 0));
+    Acc* const partial = partials + k * taps;
 #pragma unroll
     for (int tap = 0; tap < kDepthwiseWindowTaps; ++tap) {
       const int r = first_r + tap / kWindow;
@@ -131,6 +139,12 @@ __global__ void depthwise_wgrad(const __grid_constant__ DepthwiseWgradParams par
       if (r < problem.r && s < problem.s) {
 #pragma unroll
         for (int v = 0; v < V; ++v) store_global(partial + v * taps + r * problem.s + s, sum[tap][v]);
+      }
+    }
+    if (has_bias && window == 0) {
+#pragma unroll
+      for (int v = 0; v < V; ++v) {
+        store_global(partials + problem.k * taps + k + v, sum[kDepthwiseWindowTaps][v]);
       }
     }
   }

@@ -28,8 +28,8 @@ Conv2dPlan plan_conv2d(Conv2dPass pass, const Conv2dParams& params, const Chip& 
   check_indexable(taps * problem.channels_per_group() * problem.k, "the weight's element count");
 
   Conv2dPlan plan;
-  // The depthwise kernels load the gradient as it is.
-  const bool fused_backward = params.grad_activation.saved != nullptr || params.bias_grad != nullptr;
+  // Depthwise dgrad loads the gradient as it is.
+  const bool fused_backward = pass == Conv2dPass::kDgrad && params.grad_activation.saved != nullptr;
   if (problem.depthwise() && !fused_backward) {
     plan.path = Conv2dPath::kDepthwise;
     plan.depthwise = plan_depthwise(pass, params, chip);
