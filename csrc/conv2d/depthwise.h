@@ -5,9 +5,11 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
 
 #include "common/chip.h"
+#include "conv2d/depthwise_image.h"
 #include "conv2d/launch_size.h"
 #include "conv2d/problem.h"
 #include "conv2d/thread_tile.h"
@@ -31,9 +33,10 @@ constexpr int depthwise_wgrad_shared_bytes(int vector, int accumulator_bytes) {
 }
 
 struct DepthwisePlan {
-  std::string path;    // the kernel and its layout, as plan() reports it
-  std::string reason;  // why this path
-  int vector = 1;      // neighbouring channels per thread, moved as one access
+  std::optional<DepthwiseImagePlan> image;  // fprop, dgrad: the fast kernels; the rest is then empty
+  std::string path;                         // the kernel and its layout, as plan() reports it
+  std::string reason;                       // why this path
+  int vector = 1;                           // neighbouring channels per thread, moved as one access
   ThreadTile tile;
   int images_per_launch = 0;  // pixel indices of one launch fit 32 bits; more images take more launches
   int launches = 0;
@@ -49,6 +52,10 @@ struct DepthwisePlan {
 // as aligned. launch_pixels bounds the pixel indices of one launch; tests lower it.
 DepthwisePlan plan_depthwise(Conv2dPass pass, const Conv2dParams& params, const Chip& chip,
                              int64_t launch_pixels = kLaunchPixels);
+
+// The same without the fast kernels.
+DepthwisePlan plan_any_depthwise(Conv2dPass pass, const Conv2dParams& params, const Chip& chip,
+                                 int64_t launch_pixels = kLaunchPixels);
 
 void launch_depthwise_fprop(const Conv2dParams& params, const DepthwisePlan& plan, cudaStream_t stream);
 void launch_depthwise_dgrad(const Conv2dParams& params, const DepthwisePlan& plan, cudaStream_t stream);

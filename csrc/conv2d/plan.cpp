@@ -28,8 +28,9 @@ Conv2dPlan plan_conv2d(Conv2dPass pass, const Conv2dParams& params, const Chip& 
   check_indexable(taps * problem.channels_per_group() * problem.k, "the weight's element count");
 
   Conv2dPlan plan;
-  // The depthwise kernels load the gradient as it is.
-  const bool fused_backward = params.grad_activation.saved != nullptr || params.bias_grad != nullptr;
+  // The depthwise wgrad kernels load the gradient as it is.
+  const bool fused_backward =
+      pass == Conv2dPass::kWgrad && (params.grad_activation.saved != nullptr || params.bias_grad != nullptr);
   if (problem.depthwise() && !fused_backward) {
     plan.path = Conv2dPath::kDepthwise;
     plan.depthwise = plan_depthwise(pass, params, chip);
@@ -75,6 +76,15 @@ PlanText describe(const Conv2dPlan& plan, Conv2dPass pass) {
   text.splits = plan.splits;
   if (plan.path == Conv2dPath::kDepthwise) {
     const DepthwisePlan& depthwise = plan.depthwise;
+    if (depthwise.image) {
+      text.kernel = depthwise.image->kernel;
+      text.reason = depthwise.image->reason;
+      text.tile = depthwise.image->tile;
+      text.grid = depthwise.image->grid;
+      text.threads = depthwise.image->threads;
+      text.shared_bytes = depthwise.image->shared_bytes;
+      return text;
+    }
     text.kernel = depthwise.path;
     text.reason = depthwise.reason;
     text.tile = std::to_string(depthwise.tile.channel_threads) + " channel x " +
