@@ -3,7 +3,7 @@
 
 #include <cuda_runtime.h>
 
-#include "conv2d/depthwise_image.h"
+#include "conv2d/depthwise_shape.h"
 
 namespace fastcnn {
 
@@ -13,6 +13,9 @@ struct DepthwiseSpan {
   int origin;  // the source of index 0; each next one lies `dilation` further on. It may not exist:
   int low;     // the first and the one past the last that do
   int high;
+
+  // Leaves out sources that no target of the span sees.
+  __device__ void clip(const DepthwiseThreadShape& shape) { high = min(high, shape.sources(count)); }
 
   // Takes what concerns the axis off the block's index. source_step: source indices from a class's block of
   // targets to the next one.

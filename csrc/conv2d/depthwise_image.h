@@ -63,9 +63,28 @@ struct DepthwiseStripParams {
   FastDiv ring_rows;
 };
 
+// Dense NCHW (depthwise_tile.cuh).
+struct DepthwiseTileParams {
+  DepthwiseImageParams image;
+  int planes = 0;
+  int block_planes = 0;
+  int pitch = 0;           // floats from row to row in shared memory
+  FastDiv groups;          // threads that share a row of a plane,
+  FastDiv row_groups;      // and that share a plane of the block
+  FastDiv source_columns;  // W of the source
+  FastDiv channels;
+};
+
+inline constexpr int kDepthwiseTileFloats = 4096;  // sources, later targets of a block
+inline constexpr int kDepthwiseTilePlanes = 64;
+inline constexpr int kDepthwiseTileThreads = 128;
+constexpr size_t depthwise_tile_bytes(int kernel) {
+  return (kDepthwiseTileFloats + 8 + size_t{kDepthwiseTilePlanes} * kernel * kernel) * sizeof(float);
+}
+
 inline constexpr int kDepthwisePixelBytes = 256;  // of a strip's channels, at most
 
-enum class DepthwiseImagePath { kStrip };
+enum class DepthwiseImagePath { kStrip, kTile };
 
 struct DepthwiseImagePlan {
   DepthwiseImagePath path = DepthwiseImagePath::kStrip;
@@ -76,16 +95,25 @@ struct DepthwiseImagePlan {
   int64_t grid = 0;
   int threads = 0;
   size_t shared_bytes = 0;
-  DepthwiseStripParams strip;  // but for the tensors
+  DepthwiseStripParams strip;  // of the path that it is, but for the tensors
+  DepthwiseTileParams tile_params;
 };
 
 // Nothing where none of these kernels takes the problem.
 std::optional<DepthwiseImagePlan> plan_depthwise_image(Conv2dPass pass, const Conv2dParams& params,
                                                        const Chip& chip);
 
+std::optional<DepthwiseImagePlan> plan_depthwise_strip(Conv2dPass pass, const Conv2dParams& params,
+                                                       const Chip& chip);
+std::optional<DepthwiseImagePlan> plan_depthwise_tile(Conv2dPass pass, const Conv2dParams& params,
+                                                      const Chip& chip);
+
 void launch_depthwise_image(Conv2dPass pass, const Conv2dParams& params, const DepthwiseImagePlan& plan,
                             cudaStream_t stream);
 
+template <class T>
+void launch_depthwise_tile(const DepthwiseTileParams& params, const DepthwiseImagePlan& plan, int kernel,
+                           cudaStream_t stream);
 template <class T>
 void launch_depthwise_strip(const DepthwiseStripParams& params, const DepthwiseImagePlan& plan, int kernel,
                             cudaStream_t stream);

@@ -20,11 +20,14 @@
 
 #include <cuda_runtime.h>
 
+#include <cstdint>
+#include <cstring>
+
 #include "common/launch.h"
 #include "common/memory.cuh"
 #include "common/shared.cuh"
 #include "conv2d/depthwise_axis.cuh"
-#include "conv2d/depthwise_strip_shape.h"
+#include "conv2d/depthwise_shape.h"
 #include "conv2d/epilogue.cuh"
 #include "conv2d/grad_activation.cuh"
 #include "ptx/cp_async.cuh"
@@ -40,13 +43,37 @@ struct DepthwiseStripShared {
   SharedArray<T, depthwise_strip_bytes(K) / static_cast<int>(sizeof(T))> rows;
 };
 
+template <class T>
+__device__ inline void unpack_pair(const Vector<T, 2>& pair, float (&value)[2]) {
+  value[0] = to_accumulator(pair[0]);
+  value[1] = to_accumulator(pair[1]);
+}
+
+// bfloat16 is the upper half of float: one instruction each.
+template <>
+__device__ inline void unpack_pair(const Vector<__nv_bfloat16, 2>& pair, float (&value)[2]) {
+  uint32_t bits;
+  memcpy(&bits, &pair, sizeof(bits));
+  const uint32_t low = bits << 16, high = bits & 0xffff0000u;
+  memcpy(&value[0], &low, sizeof(low));
+  memcpy(&value[1], &high, sizeof(high));
+}
+
+template <class T, int V>
+__device__ inline Vector<T, V> rounded(const float (&sum)[V]) {
+  Vector<T, V> result;
+#pragma unroll
+  for (int v = 0; v < V; ++v) result[v] = from_accumulator<T>(sum[v]);
+  return result;
+}
+
 // Starts the copies of source rows [begin, end) of the block, those of them that exist.
 template <class T, int K, DepthwiseStep kStep>
 __device__ inline void fetch_strip_rows(DepthwiseStripShared<T, K>& shared,
                                         const DepthwiseStripParams& params, const DepthwiseSpan& rows,
                                         const DepthwiseSpan& columns, int64_t source, int channels, int begin,
                                         int end) {
-  constexpr DepthwiseStripShape kShape{K, kStep};
+  constexpr DepthwiseThreadShape kShape = depthwise_strip_shape(K, kStep);
   constexpr int kVector = 16 / sizeof(T);
   const TensorView& view = params.image.source;
   const T* const data = static_cast<const T*>(view.data);
@@ -54,18 +81,19 @@ __device__ inline void fetch_strip_rows(DepthwiseStripShared<T, K>& shared,
   end = min(end, rows.high);
   const int64_t row_step = view.stride_h * params.image.rows.dilation.divisor();
   const int column_step = static_cast<int>(view.stride_w) * params.image.columns.dilation.divisor();
+  int first_slot;
+  params.ring_rows.divide(begin, first_slot);
   const int items = params.tile_columns * params.vectors.divisor();
   for (int item = static_cast<int>(threadIdx.x); item < items; item += static_cast<int>(blockDim.x)) {
     int vector;
     const int column = params.vectors.divide(item, vector);
     const bool inside = column >= columns.low && column < columns.high && vector * kVector < channels;
     const int64_t from = source + begin * row_step + column * column_step + vector * kVector;
-    const int to = kShape.tile_pixel(column) * params.block_channels + vector * kVector;
-    const int row_elements = kShape.tile_pixel(params.tile_columns) * params.block_channels;
-    for (int row = begin; row < end; ++row) {
-      int slot;
-      params.ring_rows.divide(row - rows.low, slot);
-      const int64_t offset = from + (row - begin) * row_step;
+    const int to = depthwise_strip_pixel(kShape, column) * params.block_channels + vector * kVector;
+    const int row_elements = depthwise_strip_pixel(kShape, params.tile_columns) * params.block_channels;
+    int slot = first_slot;
+    int64_t offset = from;
+    for (int row = begin; row < end; ++row, offset += row_step) {
       if (params.image.grad_activation.saved == nullptr) {
         ptx::cp_async<16>(shared.rows.address(slot * row_elements + to), data + offset, inside);
       } else {
@@ -73,18 +101,19 @@ __device__ inline void fetch_strip_rows(DepthwiseStripShared<T, K>& shared,
             slot * row_elements + to,
             load_grad_if<kVector>(inside, params.image.grad_activation, data, offset));
       }
+      if (++slot == params.ring_rows.divisor()) slot = 0;
     }
   }
 }
 
 template <class T, int K, DepthwiseStep kStep>
-__global__ void __launch_bounds__(DepthwiseStripShape{K, kStep}.max_threads(),
-                                  DepthwiseStripShape{K, kStep}.blocks_per_sm())
+__global__ void __launch_bounds__(depthwise_strip_threads(K),
+                                  depthwise_strip_blocks_per_sm(depthwise_strip_shape(K, kStep)))
     depthwise_strip(const __grid_constant__ DepthwiseStripParams params) {
-  constexpr DepthwiseStripShape kShape{K, kStep};
+  constexpr DepthwiseThreadShape kShape = depthwise_strip_shape(K, kStep);
   constexpr int V = kDepthwiseStripVector;
-  constexpr int kRows = kShape.rows();
-  constexpr int kColumns = kShape.columns();
+  constexpr int kRows = kShape.rows;
+  constexpr int kColumns = kShape.columns;
   constexpr bool kTransposed = kShape.transposed();  // only dgrad is
   auto& shared = shared_memory<DepthwiseStripShared<T, K>>();
   const DepthwiseImageParams& image = params.image;
@@ -95,8 +124,8 @@ __global__ void __launch_bounds__(DepthwiseStripShape{K, kStep}.max_threads(),
   DepthwiseSpan rows(image.rows, kShape.advance(image.rows.block), rest);
   const int n = rest;
   if (rows.count <= 0 || columns.count <= 0) return;
-  columns.high = min(columns.high, kShape.sources(columns.count));
-  rows.high = min(rows.high, kShape.sources(rows.count));
+  columns.clip(kShape);
+  rows.clip(kShape);
   const int first_channel = chunk * params.block_channels;
   const int channels = min(params.block_channels, image.channels - first_channel);
 
@@ -141,31 +170,29 @@ __global__ void __launch_bounds__(DepthwiseStripShape{K, kStep}.max_threads(),
     }
   }
   const int pixel = params.block_channels;
-  const int row_elements = kShape.tile_pixel(params.tile_columns) * pixel;
-  const int corner = group * kShape.pitch() * pixel + channel;
+  const int row_elements = depthwise_strip_pixel(kShape, params.tile_columns) * pixel;
+  const int corner = group * depthwise_strip_pitch(kShape) * pixel + channel;
   const int first_column = group * kColumns;
 
-  int64_t target = 0;  // of the thread's channels in the block's first row
-  if (active) {
-    target = n * image.target.stride_n + first_channel + channel + rows.target * image.target.stride_h +
-             columns.target * image.target.stride_w;
-  }
-  const auto finish_target = [&](int row, int column, const float (&sum)[V]) {
-    const int h = row * image.rows.classes, w = column * image.columns.classes;
-    if (row < rows.count && column < columns.count && rows.target + h >= 0 && columns.target + w >= 0) {
-      const int64_t offset = target + h * image.target.stride_h + w * image.target.stride_w;
-      T* const to = static_cast<T*>(image.target.data) + offset;
-      if constexpr (kTransposed) {
-        Vector<T, V> result;
-#pragma unroll
-        for (int v = 0; v < V; ++v) result[v] = from_accumulator<T>(sum[v]);
-        store_global<V>(to, result);
-      } else {
-        store_global<V>(to, finish<T>(image.epilogue, sum, bias, offset));
-      }
-    }
+  // The thread's targets: those of a row are column_step elements apart, and these columns of it exist.
+  const int column_step = image.columns.classes * static_cast<int>(image.target.stride_w);
+  const int first_u = kTransposed && columns.target + first_column < 0 ? 1 : 0;
+  const int last_u = columns.count - first_column;
+  const int64_t target = n * image.target.stride_n + first_channel + channel +
+                         rows.target * image.target.stride_h + columns.target * image.target.stride_w +
+                         static_cast<int64_t>(first_column) * column_step;
+  const auto row_exists = [&](int row) {
+    return row < rows.count && (!kTransposed || rows.target + row >= 0);
   };
+  const auto row_offset = [&](int row) { return target + row * image.rows.classes * image.target.stride_h; };
+  T* const output = static_cast<T*>(image.target.data);
+  const float none[V] = {};  // more of a bias: sums begin with it
+  // Without residual, preactivation and activation, targets take a short way.
+  const bool plain =
+      kTransposed || (image.epilogue.residual == nullptr && image.epilogue.preactivation == nullptr &&
+                      image.epilogue.activation == Activation::kNone);
 
+  const int ring_rows = params.ring_rows.divisor();
   int source_row = 0;
   for (int row = 0; row < rows.count; row += kRows * params.teams, source_row += step_rows) {
     ptx::cp_async_wait<0>();
@@ -180,47 +207,60 @@ __global__ void __launch_bounds__(DepthwiseStripShape{K, kStep}.max_threads(),
 
     const int my_row = row + team * kRows;
     const int my_source = source_row + team * kShape.advance(kRows);
-    // Where source row `at` begins in shared memory.
-    const auto row_start = [&](int at) {
-      int slot;
-      params.ring_rows.divide(at - rows.low, slot);
-      return slot * row_elements + corner;
+    int first_slot;
+    params.ring_rows.divide(my_source, first_slot);
+    // Where row j of the thread's window begins in shared memory.
+    const auto row_start = [&](int j) {
+      const int slot = first_slot + j;
+      return (slot >= ring_rows ? slot - ring_rows : slot) * row_elements + corner;
     };
     if (!(zero == 0)) {
 #pragma unroll 1
       for (int target = 0; target < kRows * kColumns; ++target) {
         const int i = target / kColumns, u = target % kColumns;
-        float sum[V] = {};
+        float sum[V];
+#pragma unroll
+        for (int v = 0; v < V; ++v) sum[v] = bias[v];
 #pragma unroll 1
         for (int j = 0; j < kShape.sources(kRows); ++j) {
           const int r = kShape.tap(i, j);
           if (r < 0 || r >= K || my_source + j < rows.low || my_source + j >= rows.high) continue;
-          const int at = row_start(my_source + j);
+          const int at = row_start(j);
 #pragma unroll 1
           for (int c = 0; c < kShape.sources(kColumns); ++c) {
             const int s = kShape.tap(u, c);
             const int column = group * kShape.advance(kColumns) + c;
             if (s < 0 || s >= K || column < columns.low || column >= columns.high) continue;
-            const Vector<T, V> x = shared.rows.template load_vector<V>(at + kShape.tile_pixel(c) * pixel);
+            const Vector<T, V> x =
+                shared.rows.template load_vector<V>(at + depthwise_strip_pixel(kShape, c) * pixel);
             const Vector<T, V> w =
                 shared.weights.template load_vector<V>((r * K + s) * params.block_channels + channel);
 #pragma unroll
             for (int v = 0; v < V; ++v) sum[v] += to_accumulator(x[v]) * to_accumulator(w[v]);
           }
         }
-        finish_target(my_row + i, first_column + u, sum);
+        if (row_exists(my_row + i) && u >= first_u && u < last_u) {
+          const int64_t offset = row_offset(my_row + i) + static_cast<int64_t>(u) * column_step;
+          store_global<V>(output + offset, finish<T>(image.epilogue, sum, none, offset));
+        }
       }
       continue;
     }
 
-    float sum[kRows][kColumns][V] = {};
+    float sum[kRows][kColumns][V];
+#pragma unroll
+    for (int target = 0; target < kRows * kColumns; ++target) {
+#pragma unroll
+      for (int v = 0; v < V; ++v) sum[target / kColumns][target % kColumns][v] = bias[v];
+    }
 #pragma unroll
     for (int j = 0; j < kShape.sources(kRows); ++j) {
       if (my_source + j < rows.low || my_source + j >= rows.high) continue;
-      const int at = row_start(my_source + j);
+      const int at = row_start(j);
 #pragma unroll
       for (int c = 0; c < kShape.sources(kColumns); ++c) {
-        const Vector<T, V> x = shared.rows.template load_vector<V>(at + kShape.tile_pixel(c) * pixel);
+        float x[V];
+        unpack_pair(shared.rows.template load_vector<V>(at + depthwise_strip_pixel(kShape, c) * pixel), x);
 #pragma unroll
         for (int i = 0; i < kRows; ++i) {
           const int r = kShape.tap(i, j);
@@ -230,15 +270,34 @@ __global__ void __launch_bounds__(DepthwiseStripShape{K, kStep}.max_threads(),
             const int s = kShape.tap(u, c);
             if (s < 0 || s >= K) continue;
 #pragma unroll
-            for (int v = 0; v < V; ++v) sum[i][u][v] += to_accumulator(x[v]) * weight[r * K + s][v];
+            for (int v = 0; v < V; ++v) sum[i][u][v] += x[v] * weight[r * K + s][v];
           }
         }
       }
     }
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
+      if (!row_exists(my_row + i)) continue;
+      const int64_t offset = row_offset(my_row + i);
+      if (plain) {
+        T* to = output + offset;
+        if (first_u == 0 && last_u >= kColumns) {
 #pragma unroll
-      for (int u = 0; u < kColumns; ++u) finish_target(my_row + i, first_column + u, sum[i][u]);
+          for (int u = 0; u < kColumns; ++u, to += column_step) store_global<V>(to, rounded<T>(sum[i][u]));
+        } else {
+#pragma unroll
+          for (int u = 0; u < kColumns; ++u, to += column_step) {
+            store_global_if<V>(u >= first_u && u < last_u, to, rounded<T>(sum[i][u]));
+          }
+        }
+      } else if constexpr (!kTransposed) {
+#pragma unroll
+        for (int u = 0; u < kColumns; ++u) {
+          if (u >= last_u) continue;
+          const int64_t at = offset + u * column_step;
+          store_global<V>(output + at, finish<T>(image.epilogue, sum[i][u], none, at));
+        }
+      }
     }
   }
 }
