@@ -9,6 +9,7 @@
 #include <string>
 
 #include "common/chip.h"
+#include "conv2d/depthwise_image.h"
 #include "conv2d/depthwise_wgrad_sweep.h"
 #include "conv2d/launch_size.h"
 #include "conv2d/problem.h"
@@ -35,9 +36,10 @@ constexpr int depthwise_wgrad_shared_bytes(int vector, int accumulator_bytes) {
 }
 
 struct DepthwisePlan {
-  std::string path;    // the kernel and its layout, as plan() reports it
-  std::string reason;  // why this path
-  int vector = 1;      // neighbouring channels per thread, moved as one access
+  std::optional<DepthwiseImagePlan> image;  // fprop, dgrad: the fast kernels; the rest is then empty
+  std::string path;                         // the kernel and its layout, as plan() reports it
+  std::string reason;                       // why this path
+  int vector = 1;                           // neighbouring channels per thread, moved as one access
   ThreadTile tile;
   int images_per_launch = 0;  // pixel indices of one launch fit 32 bits; more images take more launches
   int launches = 0;
@@ -57,6 +59,10 @@ DepthwisePlan plan_depthwise(Conv2dPass pass, const Conv2dParams& params, const 
 
 // wgrad in one sweep; nothing where that does not cover the problem.
 std::optional<DepthwisePlan> plan_depthwise_sweep(const Conv2dParams& params, const Chip& chip);
+
+// The same without the fast kernels.
+DepthwisePlan plan_any_depthwise(Conv2dPass pass, const Conv2dParams& params, const Chip& chip,
+                                 int64_t launch_pixels = kLaunchPixels);
 
 void launch_depthwise_fprop(const Conv2dParams& params, const DepthwisePlan& plan, cudaStream_t stream);
 void launch_depthwise_dgrad(const Conv2dParams& params, const DepthwisePlan& plan, cudaStream_t stream);

@@ -5,6 +5,10 @@
 namespace fastcnn {
 
 void launch_depthwise_dgrad(const Conv2dParams& params, const DepthwisePlan& plan, cudaStream_t stream) {
+  if (plan.image) {
+    launch_depthwise_image(Conv2dPass::kDgrad, params, *plan.image, stream);
+    return;
+  }
   const Conv2dProblem& problem = params.problem;
   const auto covering = [](int extent, int step) { return (extent + step - 1) / step; };
   // An empty image launches nothing; its divisors only have to exist.

@@ -12,6 +12,7 @@
 
 #include "conv2d/depthwise.h"
 #include "conv2d/depthwise_weights.cuh"
+#include "conv2d/grad_activation.cuh"
 
 namespace fastcnn {
 
@@ -50,8 +51,8 @@ __global__ void depthwise_dgrad(const __grid_constant__ DepthwiseDgradParams par
   const bool active = n < problem.n && c < problem.c;
 
   const int filters = params.weights.filters;
-  const T* source_image =
-      static_cast<const T*>(dy.data) + n * dy.stride_n + static_cast<int64_t>(c) * filters * dy.stride_c;
+  const T* grad = static_cast<const T*>(dy.data);
+  const int64_t image = n * dy.stride_n + static_cast<int64_t>(c) * filters * dy.stride_c;
 
   Acc sum[kDepthwiseRows][V] = {};
   int filter = 0;
@@ -76,13 +77,13 @@ __global__ void depthwise_dgrad(const __grid_constant__ DepthwiseDgradParams par
               w + problem.pad_left - s * problem.dilation_w + params.shift_q * problem.stride_w, rest_w) -
           params.shift_q;
       if (rest_h == 0 && rest_w == 0 && within(q, problem.q)) {
-        const T* source = source_image + filter * dy.stride_c + p * dy.stride_h + q * dy.stride_w;
+        const int64_t source = image + filter * dy.stride_c + p * dy.stride_h + q * dy.stride_w;
         Vector<T, V> value[kDepthwiseRows];
         bool inside[kDepthwiseRows];
 #pragma unroll
         for (int i = 0; i < kDepthwiseRows; ++i) {
           inside[i] = within(p + i, problem.p);
-          value[i] = load_global_if<V>(inside[i], source + i * dy.stride_h);
+          value[i] = load_grad_if<V>(inside[i], params.conv.grad_activation, grad, source + i * dy.stride_h);
         }
         const Vector<T, V> weight =
             shared.weights.template load_vector<V>(tap * tile_channels + tile_channel);

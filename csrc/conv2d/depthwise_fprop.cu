@@ -5,6 +5,10 @@
 namespace fastcnn {
 
 void launch_depthwise_fprop(const Conv2dParams& params, const DepthwisePlan& plan, cudaStream_t stream) {
+  if (plan.image) {
+    launch_depthwise_image(Conv2dPass::kFprop, params, *plan.image, stream);
+    return;
+  }
   const Conv2dProblem& problem = params.problem;
   DepthwiseFpropParams kernel_params;
   kernel_params.tile = plan.tile;

@@ -1,5 +1,7 @@
 #include <algorithm>
+#include <optional>
 #include <stdexcept>
+#include <utility>
 
 #include "conv2d/depthwise.h"
 #include "conv2d/launch_size.h"
@@ -95,13 +97,24 @@ int64_t image_pixel_groups(Conv2dPass pass, const Conv2dProblem& problem) {
 
 DepthwisePlan plan_depthwise(Conv2dPass pass, const Conv2dParams& params, const Chip& chip,
                              int64_t launch_pixels) {
+  if (std::optional<DepthwiseImagePlan> image = plan_depthwise_image(pass, params, chip)) {
+    DepthwisePlan plan;
+    plan.launches = 1;
+    plan.image = *std::move(image);
+    return plan;
+  }
+  if (pass == Conv2dPass::kWgrad) {
+    if (std::optional<DepthwisePlan> sweep = plan_depthwise_sweep(params, chip)) return *std::move(sweep);
+  }
+  return plan_any_depthwise(pass, params, chip, launch_pixels);
+}
+
+DepthwisePlan plan_any_depthwise(Conv2dPass pass, const Conv2dParams& params, const Chip& chip,
+                                 int64_t launch_pixels) {
   const Conv2dProblem& problem = params.problem;
   const bool wgrad = pass == Conv2dPass::kWgrad;
   const bool dgrad = pass == Conv2dPass::kDgrad;
   const int bytes = dtype_size(params.dtype);
-  if (wgrad) {
-    if (auto sweep = plan_depthwise_sweep(params, chip)) return *std::move(sweep);
-  }
 
   DepthwisePlan plan;
   choose_vector(pass, params, plan);

@@ -28,9 +28,7 @@ Conv2dPlan plan_conv2d(Conv2dPass pass, const Conv2dParams& params, const Chip& 
   check_indexable(taps * problem.channels_per_group() * problem.k, "the weight's element count");
 
   Conv2dPlan plan;
-  // Depthwise dgrad loads the gradient as it is.
-  const bool fused_backward = pass == Conv2dPass::kDgrad && params.grad_activation.saved != nullptr;
-  if (problem.depthwise() && !fused_backward) {
+  if (problem.depthwise()) {
     plan.path = Conv2dPath::kDepthwise;
     plan.depthwise = plan_depthwise(pass, params, chip);
     plan.workspace_bytes = plan.depthwise.workspace_bytes;
@@ -84,6 +82,15 @@ PlanText describe(const Conv2dPlan& plan, Conv2dPass pass) {
   text.splits = plan.splits;
   if (plan.path == Conv2dPath::kDepthwise) {
     const DepthwisePlan& depthwise = plan.depthwise;
+    if (depthwise.image) {
+      text.kernel = depthwise.image->kernel;
+      text.reason = depthwise.image->reason;
+      text.tile = depthwise.image->tile;
+      text.grid = depthwise.image->grid;
+      text.threads = depthwise.image->threads;
+      text.shared_bytes = depthwise.image->shared_bytes;
+      return text;
+    }
     text.kernel = depthwise.path;
     text.reason = depthwise.reason;
     text.tile = std::to_string(depthwise.tile.channel_threads) + " channel x " +

@@ -109,6 +109,7 @@ struct Setting {
   int64_t launch_pixels = kLaunchPixels;
   Chip chip = kChip;
   uint64_t seed = 0;
+  bool fast = false;  // the fast kernels, where they take the problem
 };
 
 // The results of the three passes and of the bias gradient, and how often each was launched.
@@ -149,7 +150,8 @@ Results<T> run(const Conv2dProblem& problem, DType dtype, const Setting& setting
     input.may_read(scope);
     weight_or_grad.may_read(scope);
     output.may_write(scope);
-    const DepthwisePlan plan = plan_depthwise(which, params, setting.chip, setting.launch_pixels);
+    const auto choose = setting.fast ? plan_depthwise : plan_any_depthwise;
+    const DepthwisePlan plan = choose(which, params, setting.chip, setting.launch_pixels);
     std::vector<char> workspace(plan.workspace_bytes);
     if (!workspace.empty()) scope.may_write(workspace.data(), workspace.size());
     params.workspace = workspace.data();
@@ -253,11 +255,14 @@ void seeds() {
 void far() {
   const Conv2dProblem problem = depthwise(3, 8, 6, 5, 1, 3, 1, 1, 1);
   for (const bool channels_last : {true, false}) {
-    Setting setting;
-    setting.channels_last = channels_last;
-    const auto near = run<__half>(problem, DType::kFloat16, setting);
-    setting.stride_n = (int64_t{1} << 31) + 64;
-    expect_same_bits(run<__half>(problem, DType::kFloat16, setting), near, "when images lie far apart");
+    for (const bool fast : {true, false}) {
+      Setting setting;
+      setting.channels_last = channels_last;
+      setting.fast = fast;
+      const auto near = run<__half>(problem, DType::kFloat16, setting);
+      setting.stride_n = (int64_t{1} << 31) + 64;
+      expect_same_bits(run<__half>(problem, DType::kFloat16, setting), near, "when images lie far apart");
+    }
   }
 }
 
@@ -325,7 +330,7 @@ void plans() {
   for (const bool channels_last : {true, false}) {
     Conv2dParams params = planned(depthwise(32, 144, 56, 56, 1, 3, 1, 1, 1), DType::kFloat16, channels_last);
     for (const Conv2dPass pass : {Conv2dPass::kFprop, Conv2dPass::kDgrad, Conv2dPass::kWgrad}) {
-      const DepthwisePlan plan = plan_depthwise(pass, params, kChip);
+      const DepthwisePlan plan = plan_any_depthwise(pass, params, kChip);
       expect_equal(plan.tile.channels_fast, channels_last, "lanes along channels");
       expect_equal(plan.vector, !channels_last ? 1 : (pass == Conv2dPass::kWgrad ? 4 : 8),
                    "channels per thread");
@@ -339,7 +344,7 @@ void plans() {
   const auto vector = [](const Conv2dProblem& problem, const std::function<void(Conv2dParams&)>& change) {
     Conv2dParams params = planned(problem, DType::kFloat32, true);
     change(params);
-    return plan_depthwise(Conv2dPass::kFprop, params, kChip).vector;
+    return plan_any_depthwise(Conv2dPass::kFprop, params, kChip).vector;
   };
   const Conv2dProblem problem = depthwise(2, 8, 7, 7, 1, 3, 1, 1, 1);
   const auto unchanged = [](Conv2dParams&) {};
@@ -354,7 +359,7 @@ void plans() {
   // More pixels than 32-bit indices hold take several launches, each within the grid's limit.
   for (const Conv2dPass pass : {Conv2dPass::kFprop, Conv2dPass::kDgrad, Conv2dPass::kWgrad}) {
     const Conv2dProblem many = depthwise(1 << 22, 2, 64, 64, 1, 3, 1, 1, 1);
-    const DepthwisePlan plan = plan_depthwise(pass, planned(many, DType::kFloat16, false), kChip);
+    const DepthwisePlan plan = plan_any_depthwise(pass, planned(many, DType::kFloat16, false), kChip);
     expect(plan.launches > 1, "2^34 pixels in one launch");
     expect(int64_t{plan.launches} * plan.images_per_launch >= many.n, "images are left out");
     expect(plan.grid < int64_t{1} << 31, "the grid passes its limit");

@@ -1,0 +1,121 @@
+// Fast fprop and dgrad of a depthwise convolution with one filter a channel: plan, parameters, launchers.
+// Both passes are one problem, `target[m] = sum over taps of source * weight`: source is x, target y in
+// fprop; source is dy, target dx in dgrad.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "common/chip.h"
+#include "common/fastdiv.h"
+#include "common/plan_text.h"
+#include "common/tensor_view.h"
+#include "conv2d/problem.h"
+
+namespace fastcnn {
+
+// How targets step through the source, in units of the dilation. kTransposed: dgrad at stride 2, where target
+// i meets tap i - 2 * j of source j.
+enum class DepthwiseStep : int32_t { kOne, kTwo, kTransposed };
+
+// One axis. Targets whose taps fall on the same sources modulo the dilation form a class, and the classes are
+// problems without dilation of their own: target m of class a lies at first + a + classes * m, and source j
+// of it at origin + a * origin_step + dilation * j.
+struct DepthwiseAxis {
+  int source = 0;  // extents
+  int target = 0;
+  int classes = 1;
+  int first = 0;
+  int origin = 0;
+  int origin_step = 0;
+  FastDiv dilation;
+  int block = 0;  // targets of a class that one block makes
+  FastDiv blocks;
+  FastDiv by_classes;
+};
+
+struct DepthwiseImageParams {
+  TensorView source;
+  TensorView weight;
+  TensorView target;
+  Epilogue epilogue;
+  GradActivation grad_activation;
+  DepthwiseAxis rows;
+  DepthwiseAxis columns;
+  int channels = 0;
+  bool flip = false;  // dgrad at stride 1 is fprop with its taps in reverse order
+};
+
+// NHWC (depthwise_strip.cuh).
+struct DepthwiseStripParams {
+  DepthwiseImageParams image;
+  int block_channels = 0;
+  int teams = 0;         // row groups that a block makes at a time
+  int tile_columns = 0;  // source pixels of a row in shared memory
+  FastDiv chunks;        // of block_channels
+  FastDiv lanes;         // threads side by side along channels
+  FastDiv groups;        // and, times these, along columns
+  FastDiv vectors;       // 16-byte vectors of block_channels
+  FastDiv ring_rows;
+};
+
+// Dense NCHW (depthwise_tile.cuh).
+struct DepthwiseTileParams {
+  DepthwiseImageParams image;
+  int planes = 0;
+  int block_planes = 0;
+  int pitch = 0;           // floats from row to row in shared memory
+  FastDiv groups;          // threads that share a row of a plane,
+  FastDiv row_groups;      // and that share a plane of the block
+  FastDiv source_columns;  // W of the source
+  FastDiv channels;
+};
+
+inline constexpr int kDepthwiseTileFloats = 4096;  // sources, later targets of a block
+inline constexpr int kDepthwiseTilePlanes = 64;
+inline constexpr int kDepthwiseTileThreads = 128;
+constexpr size_t depthwise_tile_bytes(int kernel) {
+  return (kDepthwiseTileFloats + 8 + size_t{kDepthwiseTilePlanes} * kernel * kernel) * sizeof(float);
+}
+
+inline constexpr int kDepthwisePixelBytes = 256;  // of a strip's channels, at most
+
+enum class DepthwiseImagePath { kStrip, kTile };
+
+struct DepthwiseImagePlan {
+  DepthwiseImagePath path = DepthwiseImagePath::kStrip;
+  DepthwiseStep step = DepthwiseStep::kOne;
+  std::string kernel;
+  std::string tile;
+  std::string reason;
+  int64_t grid = 0;
+  int threads = 0;
+  size_t shared_bytes = 0;
+  DepthwiseStripParams strip;  // of the path that it is, but for the tensors
+  DepthwiseTileParams tile_params;
+};
+
+// Nothing where none of these kernels takes the problem.
+std::optional<DepthwiseImagePlan> plan_depthwise_image(Conv2dPass pass, const Conv2dParams& params,
+                                                       const Chip& chip);
+
+std::optional<DepthwiseImagePlan> plan_depthwise_strip(Conv2dPass pass, const Conv2dParams& params,
+                                                       const Chip& chip);
+std::optional<DepthwiseImagePlan> plan_depthwise_tile(Conv2dPass pass, const Conv2dParams& params,
+                                                      const Chip& chip);
+
+void launch_depthwise_image(Conv2dPass pass, const Conv2dParams& params, const DepthwiseImagePlan& plan,
+                            cudaStream_t stream);
+
+template <class T>
+void launch_depthwise_tile(const DepthwiseTileParams& params, const DepthwiseImagePlan& plan, int kernel,
+                           cudaStream_t stream);
+template <class T>
+void launch_depthwise_strip(const DepthwiseStripParams& params, const DepthwiseImagePlan& plan, int kernel,
+                            cudaStream_t stream);
+
+}  // namespace fastcnn
