@@ -9,11 +9,12 @@
 #include "common/plan_text.h"
 #include "conv2d/depthwise.h"
 #include "conv2d/grouped.h"
+#include "conv2d/pointwise.h"
 #include "conv2d/problem.h"
 
 namespace fastcnn {
 
-enum class Conv2dPath { kGeneric, kDepthwise, kGrouped };
+enum class Conv2dPath { kGeneric, kDepthwise, kGrouped, kPointwise };
 enum class Conv2dTile { kWide, kNarrow };  // 128 x 128 with 8 x 8 a thread; 128 x 32 with 4 x 4
 
 struct Conv2dPlan {
@@ -32,6 +33,7 @@ struct Conv2dPlan {
 
   DepthwisePlan depthwise;  // kDepthwise
   GroupedPlan grouped;      // kGrouped
+  PointwisePlan pointwise;  // kPointwise
 };
 
 // Throws std::runtime_error where a count does not fit the 32-bit indices of the kernels.
