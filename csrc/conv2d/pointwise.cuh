@@ -40,7 +40,8 @@ struct BlockTile {
   static constexpr int kBT =
       (kMT + kColumnWarps - 1) / kColumnWarps;  // row tiles whose bias gradient a warp sums
   static constexpr int kUnits = kMT * 2;        // of 8 rows
-  static_assert(kNT == 4 && (kDepthWarps == 1 || (kDepthWarps == kUnits && kThreads == 32 * kDepthWarps)));
+  static_assert(kNT == 4 && kBT * kColumnWarps == kMT &&
+                (kDepthWarps == 1 || (kDepthWarps == kUnits && kThreads == 32 * kDepthWarps)));
   using A = OperandTile<T, kBM, kBK, AAcross, kThreads>;
   using B = OperandTile<T, kBN, kBK, BAcross, kThreads>;
 };
@@ -63,9 +64,19 @@ struct Shared : std::conditional_t<(Tile::kDepthWarps > 1), WarpSums<Tile>, NoWa
   typename Tile::B::Stages b;
 };
 
+// With what an activation saved beside the output gradient, which is A or B.
+template <class Tile>
+struct SharedSavedA : Shared<Tile> {
+  typename Tile::A::Stages saved;
+};
+template <class Tile>
+struct SharedSavedB : Shared<Tile> {
+  typename Tile::B::Stages saved;
+};
+
 // What a block computes at a time: which part of the result, over which pieces of the reduction.
 struct Item {
-  int row, row_end, column, column_end;
+  Range rows, columns;
   int split, step, step_end;
 
   __device__ Item(const PointwiseParams& params, int index) {
@@ -76,10 +87,10 @@ struct Item {
     } else {
       row_tile = params.column_tiles.divide(tile, column_tile);
     }
-    row = row_tile * params.tile_rows;
-    row_end = min(row + params.tile_rows, params.out_row.extent);
-    column = column_tile * params.tile_columns;
-    column_end = min(column + params.tile_columns, params.out_column.extent);
+    rows.first = row_tile * params.tile_rows;
+    rows.end = min(rows.first + params.tile_rows, params.out_row.extent);
+    columns.first = column_tile * params.tile_columns;
+    columns.end = min(columns.first + params.tile_columns, params.out_column.extent);
     step = split * params.split_steps;
     step_end = min(step + params.split_steps, params.steps);
   }
@@ -97,8 +108,10 @@ class LoadStream {
   // One piece of both operands to a stage, as one group of copies; an empty one past the block's last item.
   __device__ void bring(Shared<Tile>& shared, int stage) {
     if (item_ < params_.items) {
-      a_.bring(shared.a, stage, step_, params_.reduction);
-      b_.bring(shared.b, stage, step_, params_.reduction);
+      a_.bring(shared.a, saved_a(), stage, step_, params_.reduction,
+               [&] { return Item(params_, item_).rows; });
+      b_.bring(shared.b, saved_b(), stage, step_, params_.reduction,
+               [&] { return Item(params_, item_).columns; });
       if (++step_ == step_end_) {
         item_ += gridDim.x;
         enter();
@@ -107,14 +120,27 @@ class LoadStream {
     ptx::cp_async_commit();
   }
 
+  // On this thread's own part of a stage that has arrived.
+  __device__ void apply_activation(Shared<Tile>& shared, int stage) const {
+    if (const auto* saved = saved_a()) a_.apply_activation(shared.a, *saved, stage);
+    if (const auto* saved = saved_b()) b_.apply_activation(shared.b, *saved, stage);
+  }
+
  private:
+  __device__ typename Tile::A::Stages* saved_a() const {
+    return params_.a.activation.saved == nullptr ? nullptr : &shared_memory<SharedSavedA<Tile>>().saved;
+  }
+  __device__ typename Tile::B::Stages* saved_b() const {
+    return params_.b.activation.saved == nullptr ? nullptr : &shared_memory<SharedSavedB<Tile>>().saved;
+  }
+
   __device__ void enter() {
     if (item_ >= params_.items) return;
     const Item item(params_, item_);
     step_ = item.step;
     step_end_ = item.step_end;
-    a_.enter(item.row, item.row_end);
-    b_.enter(item.column, item.column_end);
+    a_.enter(item.rows);
+    b_.enter(item.columns);
   }
 
   const PointwiseParams& params_;
@@ -158,22 +184,31 @@ __global__ __launch_bounds__(Tile::kThreads,
 
   float sums[kMT][kNT][4] = {};
   float bias_sums[kBT][4] = {};
+  // Without rows or columns of its own a warp multiplies nothing, but loads and waits with the others.
+  int steps = 0;
+  bool active = false, sums_bias = false;
+  const auto enter = [&](int index) {
+    const Item item(params, index);
+    steps = item.step_end - item.step;
+    const bool has_rows = item.rows.first + warp_row < item.rows.end;
+    active = has_rows && item.columns.first + warp_column < item.columns.end;
+    sums_bias = has_rows && params.bias_grad != nullptr && item.columns.first == 0;
+  };
+
   LoadStream<Tile> loads(params);
-  Item item(params, blockIdx.x);
-  int index = blockIdx.x, step = item.step, stage = 0;
+  int index = blockIdx.x, stage = 0;
+  enter(index);
   // The first rounds only load: one copy of the loads' code serves all.
-  for (int round = 1 - kPointwiseStages; index < params.items; ++round) {
+  for (int step = 1 - kPointwiseStages; index < params.items;) {
     ptx::cp_async_wait<kPointwiseStages - 2>();
+    if (step >= 0) loads.apply_activation(shared, stage);
     __syncthreads();
     // The stage that every warp has left behind.
     loads.bring(shared, stage == 0 ? kPointwiseStages - 1 : stage - 1);
     const int current = stage;
     stage = stage == kPointwiseStages - 1 ? 0 : stage + 1;
-    if (round < 0) continue;
+    if (++step <= 0) continue;
 
-    // Without rows or columns of its own a warp multiplies nothing, but loads and waits with the others.
-    const bool active = item.row + warp_row < item.row_end && item.column + warp_column < item.column_end;
-    const bool sums_bias = params.bias_grad != nullptr && item.column == 0;
     if (active) {
 #pragma unroll
       for (int k = 0; k < Tile::kWarpSteps; ++k) {
@@ -196,24 +231,44 @@ __global__ __launch_bounds__(Tile::kThreads,
 #pragma unroll
           for (int n = 0; n < kNT; ++n) ptx::mma_m16n8k16<T>(sums[m][n], a[m], b[n], sums[m][n]);
         }
-        if (sums_bias) {
-          const uint32_t ones[2] = {pair_of_ones<T>(), pair_of_ones<T>()};
+      }
+    }
+    if (sums_bias) {
+      const uint32_t ones[2] = {pair_of_ones<T>(), pair_of_ones<T>()};
 #pragma unroll
-          for (int m = 0; m < kMT; ++m) {
-            if (m / kBT == column_warp)
-              ptx::mma_m16n8k16<T>(bias_sums[m % kBT], a[m], ones, bias_sums[m % kBT]);
-          }
+      for (int k = 0; k < Tile::kWarpSteps; ++k) {
+#pragma unroll
+        for (int i = 0; i < kBT; ++i) {
+          uint32_t a[4];
+          ptx::ldmatrix_x4<A::kAcross>(
+              a, shared.a.address(current * A::kElements + lane_a + (column_warp * kBT + i) * 16 * kRowA +
+                                  k * 16 * kStepA));
+          ptx::mma_m16n8k16<T>(bias_sums[i], a, ones, bias_sums[i]);
         }
       }
     }
-    if (++step < item.step_end) continue;
+    if (step < steps) continue;
 
-    const int run_column = item.column + warp_column + lane % 4 * 8;
+    const Item item(params, index);
+
+    const int run_column = item.columns.first + warp_column + lane % 4 * 8;
     if constexpr (Tile::kDepthWarps == 1) {
+      if (sums_bias) {
+#pragma unroll
+        for (int i = 0; i < kBT; ++i) {
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            const int row = item.rows.first + warp_row + (column_warp * kBT + i) * 16 + half * 8 + lane / 4;
+            if (lane % 4 == 0) {
+              store_bias_grad<T>(params, item.split, row, item.rows.end, bias_sums[i][half * 2]);
+            }
+            bias_sums[i][half * 2] = bias_sums[i][half * 2 + 1] = 0;
+          }
+        }
+      }
       // A loop with one copy of the epilogue: sums move down to the first place.
 #pragma unroll 1
       for (int m = 0; m < kMT; ++m) {
-        const bool owns_bias = sums_bias && m / kBT == column_warp;
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           float pairs[4][2], run[8];
@@ -223,25 +278,14 @@ __global__ __launch_bounds__(Tile::kThreads,
             pairs[n][1] = sums[0][n][half * 2 + 1];
           }
           gather_row(pairs, lane % 4, run);
-          const int row = item.row + warp_row + m * 16 + half * 8 + lane / 4;
-          store_run<T>(params, item.split, row, item.row_end, run_column, item.column_end, run);
-          if (owns_bias && lane % 4 == 0) {
-            store_bias_grad<T>(params, item.split, row, item.row_end, bias_sums[0][half * 2]);
-          }
+          const int row = item.rows.first + warp_row + m * 16 + half * 8 + lane / 4;
+          store_run<T>(params, item.split, row, item.rows.end, run_column, item.columns.end, run);
         }
 #pragma unroll
         for (int i = 0; i < 16; ++i) {
 #pragma unroll
           for (int later = 1; later < kMT; ++later) sums[later - 1][i / 4][i % 4] = sums[later][i / 4][i % 4];
           sums[kMT - 1][i / 4][i % 4] = 0;
-        }
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-#pragma unroll
-          for (int later = 1; later < kBT; ++later) {
-            if (owns_bias) bias_sums[later - 1][i] = bias_sums[later][i];
-          }
-          if (owns_bias) bias_sums[kBT - 1][i] = 0;
         }
       }
     } else {
@@ -269,13 +313,13 @@ __global__ __launch_bounds__(Tile::kThreads,
 #pragma unroll
       for (int i = 0; i < 8; ++i) pairs[i / 2][i % 2] = total[i];
       gather_row(pairs, lane % 4, run);
-      const int row = item.row + warp * 8 + lane / 4;
-      store_run<T>(params, item.split, row, item.row_end, run_column, item.column_end, run);
-      if (sums_bias && lane % 4 == 0) store_bias_grad<T>(params, item.split, row, item.row_end, total[8]);
+      const int row = item.rows.first + warp * 8 + lane / 4;
+      store_run<T>(params, item.split, row, item.rows.end, run_column, item.columns.end, run);
+      if (sums_bias && lane % 4 == 0) store_bias_grad<T>(params, item.split, row, item.rows.end, total[8]);
     }
     index += gridDim.x;
-    item = Item(params, index);
-    step = item.step;
+    step = 0;
+    enter(index);
   }
 }
 
@@ -285,7 +329,9 @@ void launch_tile(Conv2dPass pass, const PointwiseParams& params, LaunchConfig co
   static const char* const kNames[] = {"conv2d::pointwise_fprop_mma", "conv2d::pointwise_dgrad_mma",
                                        "conv2d::pointwise_wgrad_mma"};
   config.threads = Tile::kThreads;
-  config.shared_bytes = sizeof(Shared<Tile>);
+  config.shared_bytes = params.a.activation.saved != nullptr   ? sizeof(SharedSavedA<Tile>)
+                        : params.b.activation.saved != nullptr ? sizeof(SharedSavedB<Tile>)
+                                                               : sizeof(Shared<Tile>);
   launch(kNames[static_cast<int>(pass)], mma_kernel<T, Tile>, config, params);
 }
 

@@ -27,7 +27,8 @@ namespace fastcnn {
 // Where the elements along one axis stand: pixels of images, or channels (a line).
 struct PointwiseAxis {
   int64_t stride_n = 0, stride_h = 0, stride_w = 0;  // 0 where never walked
-  FastDiv image, width;                              // pixels of an image, of a row
+  int64_t next_row = 0, next_image = 0;  // from the end of a row, of an image, to the next one's start
+  FastDiv image, width;                  // pixels of an image, of a row
   int extent = 0;
   bool line = true;  // stride_w from end to end
 
@@ -53,7 +54,7 @@ struct PointwiseParams {
   PointwiseAxis out_row, out_column;
   int store_vector = 1;
   Epilogue epilogue;
-  bool bias_aligned = false;
+  bool bias_vector = false;  // biases are columns' and aligned as 8
   bool pixels_in_rows = true;
   // dgrad: input pixels of an output pixel's cell, those that exist, and how far they are apart.
   int cell_h = 1, cell_w = 1, image_h = 0, image_w = 0;

@@ -3,9 +3,10 @@
 // A tile is lines of elements that lie side by side in both memories: rows of the product by a piece of the
 // reduction, or the other way round. It moves in chunks of 8 elements: 16-byte cp.async where the tensor is
 // aligned to that, two of 8 bytes where to that (14x14 images in NCHW), else through registers one element at
-// a time; the output gradient on its way back through an activation goes through registers, too. What does
-// not exist is zero in both operands: no product of it can be NaN. Lines are padded by 16 bytes, which puts 8
-// neighbouring ones into different banks for ldmatrix.
+// a time. On its way back through an activation, the output gradient waits in shared memory beside what the
+// activation saved, until the thread that copied both joins them. What does not exist is zero in both
+// operands: no product of it can be NaN. Lines are padded by 16 bytes, which puts 8 neighbouring ones into
+// different banks for ldmatrix.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -36,50 +37,69 @@ struct OperandTile {
   using Stages = SharedArray<T, kPointwiseStages * kElements>;
 };
 
+struct Range {
+  int first, end;
+};
+
 // One thread's share of the chunks, at one tile of rows.
 template <class Tile>
 class OperandLoader {
   using T = typename Tile::T;
+  using Stages = typename Tile::Stages;
 
  public:
-  __device__ explicit OperandLoader(const PointwiseOperand& operand)
-      : operand_(operand),
-        line_(threadIdx.x / Tile::kLineChunks),
-        column_(threadIdx.x % Tile::kLineChunks * kChunk) {}
+  __device__ explicit OperandLoader(const PointwiseOperand& operand) : operand_(operand) {}
 
-  // From now on rows first to end of the product.
-  __device__ void enter(int first, int end) {
-    first_ = first;
-    end_ = end;
+  // From now on these rows of the product.
+  __device__ void enter(const Range& rows) {
 #pragma unroll
     for (int i = 0; i < kRowOffsets; ++i) {
-      const int row = first + (Tile::kAcross ? column_ : line_ + i * Tile::kLineStep);
-      row_offset_[i] = row < end ? operand_.row.offset(row) : -1;
+      const int row = rows.first + (Tile::kAcross ? column() : line() + i * Tile::kLineStep);
+      row_offset_[i] = row < rows.end ? operand_.row.offset(row) : -1;
     }
   }
 
-  // Piece number `step` of the reduction to a stage; reduction is the whole's length.
-  __device__ void bring(typename Tile::Stages& stages, int stage, int step, int reduction) const {
-    const bool plain = operand_.activation.saved == nullptr;
-    if (plain && operand_.vector == 8) {
-      bring_wide(stages, stage, step, reduction);
-    } else if (plain && operand_.vector == 4) {
-      bring_halves(stages, stage, step, reduction);
-    } else if (operand_.vector == 8) {
-      bring_loaded<8>(stages, stage, step, reduction);
-    } else {
-      bring_loaded<1>(stages, stage, step, reduction);
+  // Piece number `step` of the reduction to a stage, and of `saved` where the activation has one; reduction
+  // is the whole's length. rows() gives again what was entered: to be remembered it would take registers.
+  template <class Rows>
+  __device__ void bring(Stages& stages, Stages* saved, int stage, int step, int reduction,
+                        Rows&& rows) const {
+#pragma unroll 1
+    for (int copy = 0; copy < (saved == nullptr ? 1 : 2); ++copy) {
+      Stages& to = copy == 0 ? stages : *saved;
+      const T* data = static_cast<const T*>(copy == 0 ? operand_.data : operand_.activation.saved);
+      if (operand_.vector == 8) {
+        bring_wide(to, data, stage, step, reduction);
+      } else {
+        bring_narrow(to, data, stage, step, reduction, rows());
+      }
+    }
+  }
+
+  // Joins this thread's own chunks of a stage, once they have arrived.
+  __device__ void apply_activation(Stages& stages, const Stages& saved, int stage) const {
+#pragma unroll 1
+    for (int i = 0; i < Tile::kChunks; ++i) {
+      const int at = chunk(stage, i);
+      const auto grad = stages.template load_vector<kChunk>(at),
+                 at_grad = saved.template load_vector<kChunk>(at);
+      stages.template store_vector<kChunk>(at, through_activation(operand_.activation, grad, at_grad));
     }
   }
 
  private:
+  // This thread's first chunk.
+  __device__ static int line() { return threadIdx.x / Tile::kLineChunks; }
+  __device__ static int column() { return threadIdx.x % Tile::kLineChunks * kChunk; }
+
   static constexpr int kRowOffsets = Tile::kAcross ? 1 : Tile::kChunks;
 
-  __device__ const T* data() const { return static_cast<const T*>(operand_.data); }
+  __device__ int chunk(int stage, int i) const {
+    return stage * Tile::kElements + (line() + i * Tile::kLineStep) * Tile::kPitch + column();
+  }
 
-  __device__ void bring_wide(typename Tile::Stages& stages, int stage, int step, int reduction) const {
-    const int to = stage * Tile::kElements + line_ * Tile::kPitch + column_;
-    const int first_l = step * Tile::kDepth + (Tile::kAcross ? line_ : column_);
+  __device__ void bring_wide(Stages& stages, const T* data, int stage, int step, int reduction) const {
+    const int first_l = step * Tile::kDepth + (Tile::kAcross ? line() : column());
     const int64_t first_offset =
         Tile::kAcross || first_l >= reduction ? 0 : operand_.reduction.offset(first_l);
 #pragma unroll
@@ -88,49 +108,55 @@ class OperandLoader {
       const int64_t row = row_offset_[Tile::kAcross ? 0 : i];
       const bool exists = row >= 0 && l < reduction;
       const int64_t offset = row + (Tile::kAcross ? operand_.reduction.offset(l) : first_offset);
-      ptx::cp_async<16>(stages.address(to + i * Tile::kLineStep * Tile::kPitch),
-                        data() + (exists ? offset : 0), exists);
+      ptx::cp_async<16>(stages.address(chunk(stage, i)), data + (exists ? offset : 0), exists);
     }
   }
 
-  // Part number `part` of V elements of this thread's chunks: whether it exists, and where.
-  template <int V>
-  __device__ bool find_part(int part, int step, int reduction, int& to, int64_t& offset) const {
-    const int line = line_ + part / (kChunk / V) * Tile::kLineStep;
-    const int column = column_ + part % (kChunk / V) * V;
-    const int row = first_ + (Tile::kAcross ? column : line);
-    const int l = step * Tile::kDepth + (Tile::kAcross ? line : column);
-    const bool exists = row < end_ && l < reduction;
-    to = line * Tile::kPitch + column;
-    offset = exists ? operand_.row.offset(row) + operand_.reduction.offset(l) : 0;
-    return exists;
-  }
-
-  __device__ void bring_halves(typename Tile::Stages& stages, int stage, int step, int reduction) const {
+  // Elements of a chunk may belong to several rows of an image, or images: their places are walked along.
+  __device__ void bring_narrow(Stages& stages, const T* data, int stage, int step, int reduction,
+                               const Range& rows) const {
+    const PointwiseAxis& across = Tile::kAcross ? operand_.reduction : operand_.row;
+    const PointwiseAxis& along = Tile::kAcross ? operand_.row : operand_.reduction;
+    const int first_l = step * Tile::kDepth;
+    const int first_line = line() + (Tile::kAcross ? first_l : rows.first);
+    const int line_end = Tile::kAcross ? reduction : rows.end;
+    const int first = column() + (Tile::kAcross ? rows.first : first_l);
+    const int count = (Tile::kAcross ? rows.end : reduction) - first;  // elements until the end
+    const int64_t first_offset = count > 0 ? along.offset(first) : 0;
+    int start_pixel, start_w;
+    along.image.divide(count > 0 ? first : 0, start_pixel);
+    along.width.divide(start_pixel, start_w);
 #pragma unroll 1
-    for (int part = 0; part < Tile::kChunks * 2; ++part) {
-      int to;
-      int64_t offset;
-      const bool exists = find_part<4>(part, step, reduction, to, offset);
-      ptx::cp_async<8>(stages.address(stage * Tile::kElements + to), data() + offset, exists);
-    }
-  }
-
-  template <int V>
-  __device__ void bring_loaded(typename Tile::Stages& stages, int stage, int step, int reduction) const {
-#pragma unroll 2
-    for (int part = 0; part < Tile::kChunks * (kChunk / V); ++part) {
-      int to;
-      int64_t offset;
-      const bool exists = find_part<V>(part, step, reduction, to, offset);
-      const Vector<T, V> values = load_grad_if<V>(exists, operand_.activation, data(), offset);
-      stages.template store_vector<V>(stage * Tile::kElements + to, values);
+    for (int i = 0; i < Tile::kChunks; ++i) {
+      const int line = first_line + i * Tile::kLineStep;
+      const int left = line < line_end ? count : 0;
+      int64_t offset = first_offset + (left > 0 ? across.offset(line) : 0);
+      int pixel = start_pixel, w = start_w;
+      const auto walk = [&](int elements) {
+        offset += elements * along.stride_w;
+        if ((w += elements) == along.width.divisor()) w = 0, offset += along.next_row;
+        if ((pixel += elements) == along.image.divisor()) pixel = 0, offset += along.next_image;
+      };
+#pragma unroll 1
+      for (int v = 0; v < kChunk; v += 4) {
+        const int to = chunk(stage, i) + v;
+        if (operand_.vector == 4) {
+          ptx::cp_async<8>(stages.address(to), data + (v < left ? offset : 0), v < left);
+          walk(4);
+        } else {
+          Vector<T, 4> values;
+#pragma unroll
+          for (int u = 0; u < 4; ++u) {
+            values[u] = load_global_if(v + u < left, data + offset);
+            walk(1);
+          }
+          stages.template store_vector<4>(to, values);
+        }
+      }
     }
   }
 
   const PointwiseOperand& operand_;
-  int line_, column_;  // of the first chunk
-  int first_ = 0, end_ = 0;
   int64_t row_offset_[kRowOffsets];  // -1: no such row
 };
 

@@ -35,6 +35,8 @@ PointwiseAxis make_axis(int64_t n, int64_t h, int64_t w, int64_t stride_n, int64
   axis.stride_n = n > 1 ? stride_n : 0;
   axis.stride_h = h > 1 ? stride_h : 0;
   axis.stride_w = w > 1 ? stride_w : 0;
+  axis.next_row = axis.stride_h - w * axis.stride_w;
+  axis.next_image = axis.stride_n - h * axis.stride_h;
   axis.image = FastDiv(static_cast<int>(h * w));
   axis.width = FastDiv(static_cast<int>(w));
   axis.line = n == 1 && h == 1;
@@ -139,9 +141,9 @@ PointwisePlan bind(Conv2dPass pass, const Conv2dParams& params) {
     PointwiseAxis out_pixels = pixel_axis(params.output, n, p, q);
     result.reduction = dgrad ? problem.k : problem.c;
     result.epilogue = params.epilogue;
-    result.bias_aligned = reinterpret_cast<uintptr_t>(params.epilogue.bias) % 16 == 0;
     // One channel alone is no column: its pixels are, as neighbours in memory.
     result.pixels_in_rows = params.output.stride_c == 1 && channels > 1;
+    result.bias_vector = result.pixels_in_rows && reinterpret_cast<uintptr_t>(params.epilogue.bias) % 16 == 0;
     if (dgrad) {
       out_pixels = pixel_axis(params.output, n, p, q, problem.stride_h, problem.stride_w);
       result.cell_h = problem.stride_h;
@@ -176,25 +178,30 @@ struct TileChoice {
   int64_t items() const { return row_tiles * column_tiles * splits; }
 };
 
-int shared_bytes(PointwiseTile tile, PointwiseLie lie) {
+int shared_bytes(PointwiseTile tile, const PointwisePlan& plan) {
   const PointwiseTileShape& shape = pointwise_shape(tile);
-  const auto elements = [&](int rows, bool across) {
-    return across ? shape.depth * (rows + kPointwisePad) : rows * (shape.depth + kPointwisePad);
+  const auto stages = [&](int rows, bool across) {
+    return kPointwiseStages *
+           (across ? shape.depth * (rows + kPointwisePad) : rows * (shape.depth + kPointwisePad)) *
+           kElementBytes;
   };
-  const int stage = elements(shape.rows, lie == PointwiseLie::kBothAcross) +
-                    elements(shape.columns, lie != PointwiseLie::kBothAlong);
+  const int a = stages(shape.rows, plan.lie == PointwiseLie::kBothAcross);
+  const int b = stages(shape.columns, plan.lie != PointwiseLie::kBothAlong);
+  const int saved = plan.params.a.activation.saved != nullptr   ? a
+                    : plan.params.b.activation.saved != nullptr ? b
+                                                                : 0;
   const int warp_sums = shape.depth_warps > 1 ? shape.threads() * (shape.rows / 8) * 9 : 0;
-  return kPointwiseStages * stage * kElementBytes + warp_sums * static_cast<int>(sizeof(float));
+  return a + b + saved + warp_sums * static_cast<int>(sizeof(float));
 }
 
 // Blocks that run at once.
-int64_t round_of(PointwiseTile tile, PointwiseLie lie, const Chip& chip) {
+int64_t round_of(PointwiseTile tile, const PointwisePlan& plan, const Chip& chip) {
   constexpr int kReserved = 1024;  // of each block, by the hardware
-  const int fit = (chip.shared_bytes_per_block + kReserved) / (shared_bytes(tile, lie) + kReserved);
+  const int fit = (chip.shared_bytes_per_block + kReserved) / (shared_bytes(tile, plan) + kReserved);
   return int64_t{chip.sm_count} * std::min(pointwise_shape(tile).blocks, fit);
 }
 
-// The choice whose blocks read the least, counted as taking longer where they leave SMs idle.
+// The choice whose blocks read the least. Idle SMs count twice: few blocks also have less in flight.
 TileChoice choose_tile(const PointwisePlan& plan, bool splittable, const Chip& chip) {
   const PointwiseParams& params = plan.params;
   const int64_t rows = params.out_row.extent, columns = params.out_column.extent;
@@ -210,7 +217,7 @@ TileChoice choose_tile(const PointwisePlan& plan, bool splittable, const Chip& c
     if (splittable) {
       // One round of blocks; less, down to a block an SM, where partial sums would be more than a quarter of
       // what is read.
-      const int64_t round = round_of(tile, plan.lie, chip) / tiles;
+      const int64_t round = round_of(tile, plan, chip) / tiles;
       const int64_t wanted =
           std::min(round, std::max(ceil_div(chip.sm_count, tiles), read_bytes / 4 / partial_bytes));
       const int64_t most =
@@ -221,7 +228,7 @@ TileChoice choose_tile(const PointwisePlan& plan, bool splittable, const Chip& c
                    static_cast<double>(rows * choice.column_tiles + columns * choice.row_tiles);
     if (choice.splits > 1) bytes += 2.0 * static_cast<double>(partial_bytes) * choice.splits;
     const double busy = std::min(1.0, static_cast<double>(choice.items()) / chip.sm_count);
-    const double cost = bytes / busy;
+    const double cost = bytes / (busy * busy);
     if (least != 0 && cost >= least) return;
     least = cost;
     best = choice;
@@ -266,7 +273,7 @@ std::optional<PointwisePlan> plan_pointwise(Conv2dPass pass, const Conv2dParams&
   const PointwiseTileShape& shape = pointwise_shape(choice.tile);
   plan.tile = choice.tile;
   plan.threads = shape.threads();
-  plan.shared_bytes = static_cast<size_t>(shared_bytes(choice.tile, plan.lie));
+  plan.shared_bytes = static_cast<size_t>(shared_bytes(choice.tile, plan));
   if (plan.shared_bytes > static_cast<size_t>(chip.shared_bytes_per_block)) return std::nullopt;
   result.tile_rows = choice.rows;
   result.tile_columns = choice.columns;
@@ -282,7 +289,7 @@ std::optional<PointwisePlan> plan_pointwise(Conv2dPass pass, const Conv2dParams&
   result.column_tiles = FastDiv(static_cast<int>(choice.column_tiles));
   // Blocks at work at a time share the larger operand's tiles: each of those comes from memory once.
   result.row_tiles_first = result.out_row.extent < result.out_column.extent;
-  plan.grid = std::min(items, round_of(choice.tile, plan.lie, chip));
+  plan.grid = std::min(items, round_of(choice.tile, plan, chip));
   if (pass == Conv2dPass::kWgrad) {
     const int64_t rows = result.out_row.extent;
     result.split_elements = rows * result.out_column.extent + (result.bias_grad != nullptr ? rows : 0);

@@ -14,11 +14,12 @@ namespace fastcnn::pointwise {
 template <class T, int V>
 __device__ inline void store_part(const PointwiseParams& params, int row, int column, int64_t offset,
                                   const float* sums) {
+  // Biases come from L1 again for each row: registers to keep them in there are none.
   float sum[V], bias[V];
 #pragma unroll
   for (int v = 0; v < V; ++v) sum[v] = sums[v];
   const T* biases = static_cast<const T*>(params.epilogue.bias);
-  if (biases != nullptr && params.pixels_in_rows && params.bias_aligned) {
+  if (biases != nullptr && params.bias_vector) {
     const Vector<T, V> values = load_global<V>(biases + column);
 #pragma unroll
     for (int v = 0; v < V; ++v) bias[v] = to_accumulator(values[v]);
