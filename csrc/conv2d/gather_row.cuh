@@ -1,4 +1,4 @@
-// From the fragments of mma.sync to rows that are stored as one access.
+// From the layout of mma's sums to runs of 8 columns, which one lane can store as 16 bytes.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -43,6 +43,11 @@ Conv2dPlan plan_conv2d(Conv2dPass pass, const Conv2dParams& params, const Chip& 
     plan.workspace_bytes = thin->workspace_bytes;
     plan.splits = thin->splits;
     plan.thin = *std::move(thin);
+  } else if (std::optional<PointwisePlan> pointwise = plan_pointwise(pass, params, chip)) {
+    plan.path = Conv2dPath::kPointwise;
+    plan.workspace_bytes = pointwise->workspace_bytes;
+    plan.splits = pointwise->splits;
+    plan.pointwise = *std::move(pointwise);
   } else {
     plan_generic(pass, params, chip, plan);
   }
@@ -60,6 +65,10 @@ void run_conv2d(Conv2dPass pass, const Conv2dParams& params, const Conv2dPlan& p
   }
   if (plan.path == Conv2dPath::kThin) {
     launch_thin(pass, params, plan.thin, stream);
+    return;
+  }
+  if (plan.path == Conv2dPath::kPointwise) {
+    launch_pointwise(pass, params, plan.pointwise, stream);
     return;
   }
   switch (pass) {
@@ -117,6 +126,15 @@ PlanText describe(const Conv2dPlan& plan, Conv2dPass pass) {
     text.grid = plan.thin.grid;
     text.threads = plan.thin.threads;
     text.shared_bytes = plan.thin.shared_bytes;
+    return text;
+  }
+  if (plan.path == Conv2dPath::kPointwise) {
+    text.kernel = std::string("pointwise_") + kPassNames[static_cast<int>(pass)] + "_mma";
+    text.reason = plan.pointwise.reason;
+    text.tile = plan.pointwise.text;
+    text.grid = plan.pointwise.grid;
+    text.threads = plan.pointwise.threads;
+    text.shared_bytes = plan.pointwise.shared_bytes;
     return text;
   }
   text.kernel = std::string("generic_") + kPassNames[static_cast<int>(pass)];

@@ -9,12 +9,13 @@
 #include "common/plan_text.h"
 #include "conv2d/depthwise.h"
 #include "conv2d/grouped.h"
+#include "conv2d/pointwise.h"
 #include "conv2d/problem.h"
 #include "conv2d/thin.h"
 
 namespace fastcnn {
 
-enum class Conv2dPath { kGeneric, kDepthwise, kGrouped, kThin };
+enum class Conv2dPath { kGeneric, kDepthwise, kGrouped, kThin, kPointwise };
 enum class Conv2dTile { kWide, kNarrow, kSmall, kTiny };  // 128 x 128, 128 x 32, 32 x 32, 16 x 16 results
 
 struct Conv2dPlan {
@@ -35,6 +36,7 @@ struct Conv2dPlan {
   DepthwisePlan depthwise;  // kDepthwise
   GroupedPlan grouped;      // kGrouped
   ThinPlan thin;            // kThin
+  PointwisePlan pointwise;  // kPointwise
 };
 
 // Throws std::runtime_error where a count does not fit the 32-bit indices of the kernels.
