@@ -278,7 +278,7 @@ def conv2d_act_max_pool2d(
     activation: str = "relu",
     negative_slope: float = 0.01,
 ) -> Tensor:
-    """``max_pool2d(conv2d_act(input, weight, bias, ...), 2)`` in one kernel: only the pooled result is stored.
+    """``max_pool2d(conv2d_act(input, weight, ...), 2)`` in one kernel that stores the pooled result only.
 
     The pool has a 2x2 window, stride 2 and no padding: of an odd number of rows or columns the last is left
     out. float64, groups and very large kernels take the two kernels instead. In training, relu, sigmoid,

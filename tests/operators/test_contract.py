@@ -137,10 +137,8 @@ def test_derivatives_of_activations(backend, activation, added):
 @pytest.mark.parametrize("asked", ["all", "bias"])
 def test_derivatives_of_pooled_activations(backend, activation, asked):
     """Through `functional` and, with the offsets computed again, through the operator."""
-    tensors = [
-        normal(shape, torch.float64, backend.device, seed=seed)
-        for seed, shape in enumerate([(1, 2, 5, 6), (3, 2, 2, 2), (3,)])
-    ]
+    shapes = [(1, 2, 5, 6), (3, 2, 2, 2), (3,)]
+    tensors = [normal(shape, torch.float64, backend.device, seed=seed) for seed, shape in enumerate(shapes)]
     first = 2 if asked == "bias" else 0
     for tensor in tensors[first:]:
         tensor.requires_grad_()
