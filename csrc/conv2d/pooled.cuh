@@ -25,17 +25,12 @@
 #include "common/shared.cuh"
 #include "conv2d/epilogue.cuh"
 #include "conv2d/pooled.h"
+#include "conv2d/pooled_window.cuh"
 
 namespace fastcnn::pooled {
 
-inline constexpr int kPixels = kPooledWindow * kPooledWindow;
-
 struct Shared {
   SharedArray<float, kPooledArena> arena;  // the box, behind it the weights; the slices' sums at the end
-};
-
-struct TileStart {
-  int row, column;  // of windows
 };
 
 // The pixels of channels [first, first + count) that the tile sees; zeros outside the image. One lane an
@@ -47,21 +42,13 @@ __device__ inline void bring_box(Shared& shared, const PooledParams& params, Til
   const T* const data = static_cast<const T*>(params.input.data) + first * params.input.stride_c;
   const int items =
       params.tile_rows * params.box_rows * params.box_columns.divisor() * params.vectors.divisor();
+#pragma unroll 2
   for (int item = threadIdx.x; item < items; item += blockDim.x) {
-    int vector, column, image_row;
-    const int pixel = params.vectors.divide(item, vector);
-    const int tile_row = params.box_row_div.divide(params.box_columns.divide(pixel, column), image_row);
-    const int row = start.row + tile_row;
-    int i;
-    const int n = params.image_rows.divide(row, i);
-    const int h = kPooledWindow * i * params.stride_h - params.pad_top + image_row;
-    const int w = kPooledWindow * start.column * params.stride_w - params.pad_left + column;
-    const bool inside = row < params.rows && vector * V < count &&
-                        static_cast<unsigned>(h) < static_cast<unsigned>(params.image_h) &&
-                        static_cast<unsigned>(w) < static_cast<unsigned>(params.image_w);
-    const T* const source =
-        data + n * params.input.stride_n + h * params.input.stride_h + w * params.input.stride_w;
-    const int at = (tile_row * params.box_rows + image_row) * params.pitch + column;
+    int vector;
+    const BoxPixel pixel(params, start, params.vectors.divide(item, vector));
+    const bool inside = pixel.inside && vector * V < count;
+    const T* const source = data + pixel.offset;
+    const int at = pixel.image_row * params.pitch + pixel.column;
     if (params.channels_fast) {
       const Vector<T, V> values = load_global_if<V>(inside, source + vector * V);
 #pragma unroll
@@ -100,7 +87,7 @@ __device__ inline void bring_weights(Shared& shared, const PooledParams& params,
     const T* const source =
         data + c * params.weight.stride_c + r * params.weight.stride_h + s * params.weight.stride_w;
     const int at = weights + (c * params.taps + tap) * params.weight_pitch;
-#pragma unroll 4
+#pragma unroll 8
     for (int k = warp; k < params.block_filters; k += warps) {
       shared.arena.store(at + k,
                          to_accumulator(load_global_if(k < filters, source + k * params.weight.stride_n)));
@@ -185,22 +172,6 @@ __device__ inline void add_slices(Shared& shared, const PooledParams& params, in
   }
 }
 
-// The maximum of rounded values in the order of max_pool2d: the first of equal ones, the last NaN.
-template <class T>
-__device__ inline void pool(const PooledParams& params, const float (&sums)[kPixels], float bias, T& best,
-                            uint8_t& offset) {
-  const float slope = params.epilogue.negative_slope.template in<float>();
-#pragma unroll
-  for (int p = 0; p < kPixels; ++p) {
-    const T rounded = from_accumulator<T>(activate(sums[p] + bias, params.epilogue.activation, slope));
-    const float value = to_accumulator(rounded);
-    if (p == 0 || value > to_accumulator(best) || value != value) {
-      best = rounded;
-      offset = static_cast<uint8_t>(p);
-    }
-  }
-}
-
 // One window's results for kPooledFilters filters from `filter` on.
 template <class T>
 __device__ inline void store_window(const PooledParams& params, int row, int column, int filter,
@@ -243,13 +214,8 @@ __global__ void __launch_bounds__(kPooledThreads, 3) fma_kernel(const __grid_con
   const int slot = thread >> params.filter_bits;
   const int block_filter = (thread & (params.filter_threads - 1)) * kPooledFilters;
 
-  int filter_tile;
-  const int tiles = params.row_tiles * params.column_tiles.divisor();
-  const int first_tile =
-      params.filter_tiles.divide(static_cast<int>(blockIdx.x), filter_tile) * params.tiles_per_block;
-  const int last_tile = min(first_tile + params.tiles_per_block, tiles);
-  const int first_filter = filter_tile * params.block_filters;
-  const bool resident = params.chunk >= params.channels;
+  const BlockTiles tiles(params);
+  const int first_filter = tiles.filter_tile * params.block_filters;
 
   // A slot past the tile computes the tile's first window and stores nothing.
   int tile_column;
@@ -259,15 +225,13 @@ __global__ void __launch_bounds__(kPooledThreads, 3) fma_kernel(const __grid_con
       in_tile ? tile_row * params.box_rows * params.pitch + tile_column * kPooledWindow * params.stride_w : 0;
   const int weights = params.chunk * params.plane + block_filter;
 
-  for (int tile = first_tile; tile < last_tile; ++tile) {
-    TileStart start;
-    start.row = params.column_tiles.divide(tile, start.column) * params.tile_rows;
-    start.column *= params.tile_columns;
+  for (int tile = tiles.first; tile < tiles.last; ++tile) {
+    const TileStart start(params, tile);
     float sums[kPixels][kPooledFilters] = {};
     for (int first = 0; first < params.channels; first += params.chunk) {
       const int count = min(params.chunk, params.channels - first);
       __syncthreads();
-      if (!resident || tile == first_tile) bring_weights<T>(shared, params, first_filter, first, count);
+      if (tile == tiles.first) bring_weights<T>(shared, params, first_filter, first, count);
       bring_box<T>(shared, params, start, first, count);
       __syncthreads();
 #pragma unroll 1

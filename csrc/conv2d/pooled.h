@@ -35,11 +35,13 @@ struct PooledParams {
   int stride_h = 1, stride_w = 1, pad_top = 0, pad_left = 0, dilation_h = 1, dilation_w = 1;
   int rows = 0, columns = 0;  // N * I, J
   int tile_rows = 1, tile_columns = 1;
-  int row_tiles = 1, tiles_per_block = 1;
-  int box_rows = 0, pitch = 0;  // of one row of windows: image rows, floats between them
-  int plane = 0;                // floats of one channel of the tile
-  int chunk = 1;                // channels in shared memory at a time
-  int slices = 1;               // groups of threads that share a chunk's channels
+  int row_tiles = 1;
+  int tiles_per_block = 1;  // 1 unless all channels fit, and so the weights stay
+  int box_rows = 0;         // image rows that one row of windows sees
+  int pitch = 0;            // floats from image row to image row; on tensor cores, elements of a pixel
+  int plane = 0;            // floats of one channel of the tile
+  int chunk = 1;            // channels in shared memory at a time
+  int slices = 1;           // groups of threads that share a chunk's channels
   int slice_threads = 32;
   int filter_threads = 1;              // neighbours along filters, of a window; a power of two
   int filter_bits = 0;                 // its logarithm
@@ -51,10 +53,22 @@ struct PooledParams {
   FastDiv image_rows, column_tiles, filter_tiles;
   FastDiv box_columns, box_row_div, tile_column_div, kernel_w, tap_div, chunk_div;
   FastDiv vectors;  // 16-byte runs of a chunk's channels; 1 where channels come one by one
+  // On tensor cores. Columns that differ by the step of windows lie side by side: `column_classes` runs of
+  // class_columns pixels.
+  FastDiv column_classes, box_pixels, chunk_pairs;
+  int class_columns = 0;
+  int window_warps = 1, filter_warps = 1;
 };
+
+// On tensor cores.
+inline constexpr int kPooledMmaArenaBytes = 68 * 1024;
+inline constexpr int kPooledMmaWindows = 16;  // of a warp
+inline constexpr int kPooledMmaFilters = 32;  // likewise
+inline constexpr int kPooledMmaTaps = 128;    // of both axes
 
 struct PooledPlan {
   bool fused = false;  // else convolution and pool one after the other, for `reason`
+  bool tensor_cores = false;
   PooledParams params;
   bool three_by_three = false;  // 3 x 3, stride 1, dilation 1: unrolled
   int64_t grid = 0;
@@ -75,6 +89,8 @@ namespace pooled {
 // Each element type has a .cu file of its own.
 template <class T>
 void launch_fma(const PooledPlan& plan, cudaStream_t stream);
+template <class T>  // __half, __nv_bfloat16
+void launch_mma(const PooledPlan& plan, cudaStream_t stream);
 }  // namespace pooled
 
 }  // namespace fastcnn

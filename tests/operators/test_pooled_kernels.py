@@ -48,7 +48,8 @@ SHAPES = [
     Conv("many-images", (70, 2, 4, 4), 24, (3, 3)),
     Conv("many-filters", (1, 4, 6, 6), 140, (3, 3)),
     Conv("many-channels", (1, 130, 5, 4), 8, (3, 3), **SAME),
-    Conv("1x1", (2, 16, 5, 7), 24, (1, 1)),
+    Conv("channels-in-chunks", (1, 136, 5, 4), 8, (3, 3), **SAME),
+    Conv("1x1", (2, 12, 5, 7), 24, (1, 1)),
     Conv("1x1-stride-2", (2, 8, 9, 10), 8, (1, 1), stride=(2, 2)),
     Conv("2x2", (2, 4, 6, 8), 8, (2, 2)),
     Conv("5x5", (1, 3, 12, 11), 6, (5, 5), padding=(2, 2, 2, 2)),
@@ -120,8 +121,44 @@ def check(case: Conv, dtype: torch.dtype, layout: str, names=("pooled_fprop",)) 
 def test_integers_are_exact(chip, case, layout):
     chip(132)
     check(case, torch.float32, layout)
-    # The two half types share their kernels' code: each takes one of the layouts.
+    # So many SMs that tensor cores would leave most of them idle. The two half types share their kernels'
+    # code: each takes one of the layouts.
     check(case, torch.float16 if layout == "nhwc" else torch.bfloat16, layout)
+
+
+#: With enough windows for the one SM of a small chip to take tensor cores, from 16 channels on.
+ON_TENSOR_CORES = [
+    Conv("small-cnn-2", (2, 32, 13, 13), 64, (3, 3)),
+    Conv("small-cnn-3", (34, 64, 5, 5), 64, (3, 3)),
+    Conv("c16", (2, 16, 14, 18), 32, (3, 3), **SAME),
+    Conv("c17-k33", (3, 17, 12, 13), 33, (3, 3), **SAME),
+    Conv("c24-k8", (3, 24, 12, 17), 8, (3, 3), **SAME),
+    Conv("c40-k70", (2, 40, 9, 12), 70, (3, 3), **SAME),
+    Conv("channels-in-chunks", (1, 136, 8, 10), 32, (3, 3), **SAME),
+    Conv("15-windows-wide", (2, 16, 8, 30), 32, (1, 1)),
+    Conv("17-windows-wide", (2, 16, 8, 35), 32, (1, 1)),
+    Conv("129-windows-wide", (1, 16, 4, 258), 32, (1, 1)),
+    Conv("one-column-of-windows", (2, 16, 130, 5), 32, (3, 3)),
+    Conv("stride-2", (3, 16, 25, 27), 32, (3, 3), stride=(2, 2), **SAME),
+    Conv("uneven", (3, 24, 30, 33), 40, (5, 3), stride=(3, 2), padding=(2, 2, 1, 1), dilation=(1, 2)),
+    Conv("stride-3", (2, 16, 26, 49), 32, (2, 2), stride=(2, 3)),
+    Conv("dilated", (2, 16, 20, 24), 32, (3, 3), padding=(2, 2, 3, 3), dilation=(2, 3)),
+    Conv("asymmetric-padding", (3, 16, 12, 13), 32, (2, 4), padding=(0, 1, 1, 2)),
+]
+MMA = ("pooled_fprop_mma",)
+
+
+@pytest.mark.parametrize("layout", ["nhwc", "nchw"])
+@parametrize("case", ON_TENSOR_CORES)
+def test_integers_are_exact_on_tensor_cores(chip, case, layout):
+    chip(1)
+    check(case, torch.float16 if layout == "nhwc" else torch.bfloat16, layout, MMA)
+
+
+@pytest.mark.parametrize("sm_count", [2, 5])
+def test_tensor_cores_with_few_tiles_a_block(chip, sm_count):
+    chip(sm_count)
+    check(Conv("", (8, 16, 13, 13), 64, (3, 3)), torch.bfloat16, "nhwc", MMA)
 
 
 @parametrize("case", SEPARATE)
@@ -163,13 +200,16 @@ def test_a_block_walks_many_tiles(chip, case, sm_count):
 def test_any_layout(chip, dtype, layout):
     chip(132)
     check(Conv("", (2, 8, 7, 6), 16, (3, 3), **SAME), dtype, layout)
+    if dtype == torch.float16:
+        chip(1)
+        check(Conv("", (2, 24, 15, 14), 40, (3, 3), **SAME), dtype, layout, MMA)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("layout", ["nhwc", "nchw"])
 @parametrize("case", [case for case in SHAPES if case.id in ("small-cnn-2", "small-cnn-3", "7x7-stride-2")])
 def test_random_as_accurate_as_torch(chip, case, dtype, layout):
-    chip(8)
+    chip(1 if case.id == "small-cnn-2" else 8)
     x, w, bias = operands(case, dtype, layout, normal)
     exact = F.max_pool2d(convolved(case, x.double(), w.double(), bias.double()), 2)
     torchs = F.max_pool2d(convolved(case, x, w, bias), 2)
@@ -184,6 +224,9 @@ def test_activations_are_rounded_before_the_maximum(chip, activation, layout, dt
     many values of a window are equal only once rounded, and the first of them counts."""
     chip(132)
     case = Conv("", (2, 4, 9, 8), 12, (3, 3), **SAME)
+    if dtype == torch.bfloat16:
+        chip(1)
+        case = Conv("", (2, 16, 17, 14), 36, (3, 3), **SAME)
     x, w, bias = operands(case, dtype, layout, integers)
     for bias_given in (bias, None):
         for got, expected in zip(
@@ -220,11 +263,15 @@ def test_ties_nan_and_infinities(chip, dtype):
         assert torch.equal(offsets.long(), places)
 
 
-def test_infinities_stay_where_torch_leaves_them(chip):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_infinities_stay_where_torch_leaves_them(chip, dtype):
     """Beside filters and windows that no product joins with them; not in what is dropped or padded."""
-    chip(132)
     case = Conv("", (2, 6, 8, 11), 10, (3, 3), padding=(1, 0, 0, 1))
-    x, w, bias = operands(case, torch.float32, "nhwc", integers)
+    chip(132)
+    if dtype == torch.float16:
+        case = Conv("", (2, 22, 8, 35), 10, (3, 3), padding=(1, 0, 0, 1))
+        chip(1)
+    x, w, bias = operands(case, dtype, "nhwc", integers)
     x[1, 5, 0, 0] = torch.inf
     x[0, 2, 7, :] = torch.nan  # seen by the conv's last row alone, which no window has
     bias[9] = -torch.inf
@@ -232,13 +279,15 @@ def test_infinities_stay_where_torch_leaves_them(chip):
     exact = F.max_pool2d(convolved(case, x.double(), w.double(), bias.double()).relu(), 2)
     assert exact.isinf().any()
     assert not exact.isnan()[0].any()
+    controls().reset()
     assert_exact(fused(case, x, w, bias)[0], exact)
+    assert launched() == ["pooled_fprop" if dtype == torch.float32 else "pooled_fprop_mma"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_thread_order_does_not_show(chip, dtype):
-    chip(16)
-    case = Conv("", (2, 24, 9, 10), 20, (3, 3), stride=(2, 1), **SAME)
+    chip(16 if dtype == torch.float32 else 1)
+    case = Conv("", (2, 24, 9, 34), 20, (3, 3), stride=(2, 1), **SAME)
     x, w, bias = operands(case, dtype, "nhwc", normal)
     seen = set()
     for seed in range(10):
