@@ -14,7 +14,13 @@ from torch.nn.functional import pad
 
 from fastcnn import _checks
 from fastcnn._activations import activate, activation_grad
-from fastcnn._shapes import conv_channels_last, memory_format, offset_dtype, suggests_channels_last
+from fastcnn._shapes import (
+    HALVING_POOL,
+    conv_channels_last,
+    memory_format,
+    offset_dtype,
+    suggests_channels_last,
+)
 
 _aten = torch.ops.aten
 
@@ -158,6 +164,17 @@ def max_pool2d_with_indices(input, *pool):
     return _max_pool(input, pool)
 
 
+def conv2d_act_max_pool2d(input, weight, bias, *args):
+    _checks.conv2d_act_max_pool2d("conv2d_act_max_pool2d", input, weight, bias, tuple(args[:9]), *args[9:11])
+    return _max_pool(conv2d(input, weight, bias, None, *args), HALVING_POOL)[0]
+
+
+def conv2d_act_max_pool2d_with_offsets(input, weight, bias, *args):
+    op = "conv2d_act_max_pool2d_with_offsets"
+    _checks.conv2d_act_max_pool2d(op, input, weight, bias, tuple(args[:9]), *args[9:11])
+    return max_pool2d_with_offsets(conv2d(input, weight, bias, None, *args), *HALVING_POOL)
+
+
 def _first_positions(count: int, stride: int, pad: int, device: torch.device) -> Tensor:
     return torch.arange(count, device=device) * stride - pad
 
@@ -266,6 +283,8 @@ IMPLEMENTATIONS = {
     for function in (
         conv2d,
         conv2d_with_preactivation,
+        conv2d_act_max_pool2d,
+        conv2d_act_max_pool2d_with_offsets,
         conv2d_act_dgrad,
         conv2d_act_wgrad,
         conv2d_dgrad,

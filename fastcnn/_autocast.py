@@ -12,6 +12,12 @@ import torch
 from torch import Tensor
 
 KEYS = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
+NAMES = (
+    "conv2d",
+    "conv2d_with_preactivation",
+    "conv2d_act_max_pool2d",
+    "conv2d_act_max_pool2d_with_offsets",
+)
 
 
 def cast(tensor: Tensor | None, device_type: str, dtype: torch.dtype) -> Tensor | None:
@@ -28,14 +34,14 @@ def cast(tensor: Tensor | None, device_type: str, dtype: torch.dtype) -> Tensor 
 
 
 def conv2d_on(device_type: str, name: str) -> Callable[..., Any]:
-    """The implementation of `conv2d`, or of the operator of the same arguments, for one autocast key."""
+    """The implementation of one of `NAMES` for one autocast key."""
     keyset = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, KEYS[device_type]))
     op = getattr(torch.ops.fastcnn, name).default
 
-    def conv2d(input, weight, bias, residual, *args):
+    def conv2d(*args):
         dtype = torch.get_autocast_dtype(device_type)
-        tensors = (cast(tensor, device_type, dtype) for tensor in (input, weight, bias, residual))
+        args = [cast(arg, device_type, dtype) if isinstance(arg, Tensor) else arg for arg in args]
         with torch._C._ExcludeDispatchKeyGuard(keyset):
-            return op(*tensors, *args)
+            return op(*args)
 
     return conv2d

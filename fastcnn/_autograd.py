@@ -18,7 +18,7 @@ from torch.autograd import Function, forward_ad
 
 from fastcnn._activations import activation_grad, activation_grad_at_saved
 from fastcnn._checks import DERIVED_FROM_OUTPUT
-from fastcnn._shapes import conv_channels_last, suggests_channels_last
+from fastcnn._shapes import HALVING_POOL, conv_channels_last, conv_output_shape, suggests_channels_last
 
 _ops = torch.ops.fastcnn
 
@@ -264,6 +264,61 @@ def _bias_grad_backward(ctx, grad):
     return grad[:, None, None].expand(ctx.shape)
 
 
+# --- convolution, activation and 2x2 max pool in one -----------------------------------------------
+
+
+def _conv_pool_remember(ctx, input, weight, conv, activation, negative_slope, allow_tf32) -> None:
+    _conv2d_remember(ctx, input, weight, conv, activation, negative_slope, allow_tf32)
+    ctx.convolved = conv_output_shape(input.shape, weight.shape, conv)[2:]
+
+
+def _conv_pool_grads(ctx, grad, input, weight, saved, offsets):
+    """The gradients of input, weight and bias.
+
+    `saved` is what the activation's derivative is taken at, where the maxima were: of the pooled size, like
+    `grad`, which goes through the activation before the pool spreads it.
+    """
+    if saved is not None:
+        grad = activation_grad(grad, saved, *ctx.activation)
+    grad = _call(
+        _ops.max_pool2d_backward.default,
+        grad,
+        offsets,
+        *ctx.convolved,
+        *HALVING_POOL,
+        ctx.input_channels_last,
+    )
+    return _conv2d_grads(ctx, grad, input, weight, None)[:3]
+
+
+def _conv_pool_setup(ctx, inputs, output):
+    input, weight, bias, *rest = inputs
+    if isinstance(output, tuple):
+        pooled, offsets = output
+        ctx.mark_non_differentiable(offsets)
+    else:
+        pooled, offsets = output, None
+    ctx.save_for_backward(input, weight, bias, pooled, offsets)
+    _conv_pool_remember(ctx, input, weight, tuple(rest[:9]), *rest[9:])
+
+
+def _conv_pool_backward(ctx, grad, _=None):
+    input, weight, bias, saved, offsets = ctx.saved_tensors
+    operands = (input, weight, bias)
+    if offsets is None:
+        with torch.no_grad():
+            op = _ops.conv2d_act_max_pool2d_with_offsets.default
+            offsets = _call(op, *operands, *ctx.conv, *ctx.activation, ctx.allow_tf32)[1]
+    if ctx.activation[0] == "none":
+        saved = None
+    elif ctx.activation[0] not in DERIVED_FROM_OUTPUT:
+        # The preactivation was not kept: it is computed again.
+        rest = (*ctx.conv, "none", 0.0, ctx.allow_tf32)
+        preactivation = _call(_ops.conv2d.default, *operands, None, *rest)
+        saved = _call(_ops.max_pool2d_gather.default, preactivation, offsets, *HALVING_POOL)
+    return (*_conv_pool_grads(ctx, grad, input, weight, saved, offsets), *(None,) * 12)
+
+
 # --- max pooling ----------------------------------------------------------------------------------
 
 
@@ -407,6 +462,8 @@ FORMULAS = {
     "conv2d_with_preactivation": Formula(_preactivation_setup, _preactivation_backward),
     "conv2d_act_dgrad": Formula(_act_dgrad_setup, _act_dgrad_backward),
     "conv2d_act_wgrad": Formula(_act_wgrad_setup, _act_wgrad_backward),
+    "conv2d_act_max_pool2d": Formula(_conv_pool_setup, _conv_pool_backward),
+    "conv2d_act_max_pool2d_with_offsets": Formula(_conv_pool_setup, _conv_pool_backward),
     "conv2d_dgrad": Formula(_dgrad_setup, _dgrad_backward),
     "conv2d_wgrad": Formula(_wgrad_setup, _wgrad_backward),
     "conv2d_bias_grad": Formula(_bias_grad_setup, _bias_grad_backward),
@@ -458,6 +515,31 @@ class Conv2dWithPreactivation(Function):
     def backward(ctx, grad, preactivation_grad):
         grads = _conv2d_grads(ctx, grad, *ctx.saved_tensors, preactivation_grad)
         return (*grads, None, None, None, None)
+
+
+class ConvActMaxPool2d(Function):
+    """For the activations of DERIVED_FROM_OUTPUT: beside its operands it keeps the pooled result and one byte
+    for each window, never the convolution's output."""
+
+    @staticmethod
+    def forward(ctx, input, weight, bias, conv, activation, negative_slope, allow_tf32):
+        rest = (activation, negative_slope, allow_tf32)
+        with torch._C._AutoDispatchBelowAutograd():
+            op = _ops.conv2d_act_max_pool2d_with_offsets.default
+            output, offsets = op(input, weight, bias, *conv, *rest)
+        needs_input, needs_weight = ctx.needs_input_grad[:2]
+        ctx.save_for_backward(
+            input if needs_weight else None,
+            weight if needs_input else None,
+            None if activation == "none" else output,
+            offsets,
+        )
+        _conv_pool_remember(ctx, input, weight, conv, *rest)
+        return output
+
+    @staticmethod
+    def backward(ctx, grad):
+        return (*_conv_pool_grads(ctx, grad, *ctx.saved_tensors), None, None, None, None)
 
 
 class MaxPool2d(Function):

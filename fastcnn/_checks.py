@@ -103,6 +103,17 @@ def conv_problem(op: str, input: tuple[int, ...], weight: tuple[int, ...], conv:
     _conv_shapes(op, input, weight, conv)
 
 
+def pooled_conv_problem(op: str, input: tuple[int, ...], weight: tuple[int, ...], conv: ConvGeometry) -> None:
+    """Whether a convolution that fits leaves anything for a 2x2 window."""
+    _, _, height, width = _shapes.conv_output_shape(input, weight, conv)
+    if height < 2 or width < 2:
+        _fail(
+            op,
+            f"output size is too small: the convolution gives ({height} x {width}) pixels, "
+            "the pool's window takes (2 x 2)",
+        )
+
+
 def pool_problem(op: str, input: tuple[int, ...], pool: MaxPoolGeometry) -> None:
     """A pool by its sizes alone."""
     _pool_image(op, input)
@@ -164,6 +175,19 @@ def conv2d(
         if problem is not None:
             _fail(op, problem)
     _activation(op, activation, negative_slope)
+
+
+def conv2d_act_max_pool2d(
+    op: str,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    conv: ConvGeometry,
+    activation: str,
+    negative_slope: float,
+) -> None:
+    conv2d(op, input, weight, bias, None, conv, activation, negative_slope)
+    pooled_conv_problem(op, input.shape, weight.shape, conv)
 
 
 def _saved(op: str, saved: Tensor | None, grad_output: Tensor) -> None:

@@ -38,6 +38,23 @@ def conv2d_with_preactivation(input, weight, bias, residual, *args):
     return output, torch.empty_like(output)
 
 
+def _conv2d_act_max_pool2d(op, input, weight, bias, args):
+    *geometry, activation, negative_slope, _ = args
+    conv = tuple(geometry)
+    _checks.conv2d_act_max_pool2d(op, input, weight, bias, conv, activation, negative_slope)
+    shape = _shapes.pooled_conv_output_shape(input.shape, weight.shape, conv)
+    return _empty(input, shape, conv_channels_last(input, weight))
+
+
+def conv2d_act_max_pool2d(input, weight, bias, *args):
+    return _conv2d_act_max_pool2d("conv2d_act_max_pool2d", input, weight, bias, args)
+
+
+def conv2d_act_max_pool2d_with_offsets(input, weight, bias, *args):
+    output = _conv2d_act_max_pool2d("conv2d_act_max_pool2d_with_offsets", input, weight, bias, args)
+    return output, torch.empty_like(output, dtype=torch.uint8)
+
+
 def conv2d_dgrad(grad_output, weight, height, width, *args):
     *geometry, channels_last, _ = args
     conv = tuple(geometry)
@@ -143,6 +160,8 @@ IMPLEMENTATIONS = {
     for function in (
         conv2d,
         conv2d_with_preactivation,
+        conv2d_act_max_pool2d,
+        conv2d_act_max_pool2d_with_offsets,
         conv2d_act_dgrad,
         conv2d_act_wgrad,
         conv2d_dgrad,

@@ -17,6 +17,9 @@ MaxPoolGeometry = tuple[int, int, int, int, int, int, int, int, bool]
 # (kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, ceil_mode, count_include_pad, divisor_override)
 AvgPoolGeometry = tuple[int, int, int, int, int, int, bool, bool, int]
 
+#: The max pool that the fused operator applies to a convolution's output: 2x2, stride 2, floor mode.
+HALVING_POOL: MaxPoolGeometry = (2, 2, 2, 2, 0, 0, 1, 1, False)
+
 
 def suggests_channels_last(tensor: Tensor) -> bool:
     """Whether a 4-D tensor's strides say NHWC: the rule of ATen's ``suggest_memory_format``.
@@ -60,6 +63,14 @@ def conv_output_shape(
         conv_output_size(input[2], weight[2], stride_h, top + bottom, dilation_h),
         conv_output_size(input[3], weight[3], stride_w, left + right, dilation_w),
     )
+
+
+def pooled_conv_output_shape(
+    input: Sequence[int], weight: Sequence[int], conv: ConvGeometry
+) -> tuple[int, int, int, int]:
+    """Of a convolution whose output goes through `HALVING_POOL`."""
+    n, k, p, q = conv_output_shape(input, weight, conv)
+    return n, k, p // 2, q // 2
 
 
 def pool_output_size(size: int, kernel: int, stride: int, pad: int, dilation: int, ceil_mode: bool) -> int:

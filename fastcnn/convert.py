@@ -125,7 +125,7 @@ def revert(
     """Make every layer of ours in `model` torch's own again; the opposite of `convert`, with its arguments.
 
     A `ConvAct2d` stays (torch has no layer that also applies the activation), unless its activation is
-    "none"; the report names it. It works without our kernels all the same.
+    "none", and so does a `ConvActPool2d`; the report names them. They work without our kernels all the same.
     """
     return _exchange(model, _TORCHS, filter, report)
 
@@ -192,11 +192,11 @@ def _namespace(kind: type) -> dict[str, object]:
 def _reason(kind: type, classes: dict[type, type]) -> str | None:
     """Why a convolution or pool cannot change; None for modules that this is not about."""
     if classes is _TORCHS:
-        if kind is nn.ConvAct2d:
+        if kind in (nn.ConvAct2d, nn.ConvActPool2d):
             return "torch has no layer that applies the activation too; it runs without our kernels as well"
         base = next((ours for ours in _TORCHS if issubclass(kind, ours)), None)
         return base and f"a subclass of {_class_name(base)}, with code of its own"
-    if kind in _TORCHS or kind is nn.ConvAct2d:
+    if kind in _TORCHS or kind in (nn.ConvAct2d, nn.ConvActPool2d):
         return None
     if kind.__module__.startswith("torch.ao.") and ("Conv" in kind.__name__ or "Pool" in kind.__name__):
         return "quantised layers have kernels of their own"

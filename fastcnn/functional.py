@@ -21,8 +21,17 @@ from fastcnn._activations import activate
 from fastcnn._arguments import kernel_pair, pair, same_padding, single, size_pair
 from fastcnn._checks import DERIVED_FROM_OUTPUT, DTYPES, activation_problem, residual_problem
 from fastcnn._library import KERNEL_DEVICES
+from fastcnn._shapes import HALVING_POOL
 
-__all__ = ["adaptive_avg_pool2d", "adaptive_max_pool2d", "avg_pool2d", "conv2d", "conv2d_act", "max_pool2d"]
+__all__ = [
+    "adaptive_avg_pool2d",
+    "adaptive_max_pool2d",
+    "avg_pool2d",
+    "conv2d",
+    "conv2d_act",
+    "conv2d_act_max_pool2d",
+    "max_pool2d",
+]
 
 _ops = torch.ops.fastcnn
 _below_autograd = torch._C._AutoDispatchBelowAutograd
@@ -197,6 +206,14 @@ def _convolve(
     input, unbatched = _batched(op, input)
     if unbatched and residual is not None:
         residual = residual.unsqueeze(0)
+    conv = _geometry(op, weight, stride, padding, dilation, groups)
+    # A slope that nobody reads would still be a symbol to torch.compile.
+    slope = negative_slope if activation == "leaky_relu" else 0.0
+    output = _conv2d(input, weight, bias, residual, conv, activation, slope)
+    return output.squeeze(0) if unbatched else output
+
+
+def _geometry(op, weight, stride, padding, dilation, groups):
     stride_h, stride_w = pair(op, "stride", stride)
     dilation_h, dilation_w = pair(op, "dilation", dilation)
     if isinstance(padding, str):
@@ -204,11 +221,7 @@ def _convolve(
     else:
         pad_h, pad_w = pair(op, "padding", padding)
         sides = (pad_h, pad_h, pad_w, pad_w)
-    conv = (stride_h, stride_w, *sides, dilation_h, dilation_w, single(op, "groups", groups))
-    # A slope that nobody reads would still be a symbol to torch.compile.
-    slope = negative_slope if activation == "leaky_relu" else 0.0
-    output = _conv2d(input, weight, bias, residual, conv, activation, slope)
-    return output.squeeze(0) if unbatched else output
+    return (stride_h, stride_w, *sides, dilation_h, dilation_w, single(op, "groups", groups))
 
 
 def _added(op: str, residual: Tensor, output: Tensor) -> Tensor:
@@ -251,6 +264,95 @@ def _conv2d(input, weight, bias, residual, conv, activation, negative_slope):
         return _autograd.Conv2dWithPreactivation.apply(input, weight, bias, residual, conv, *rest)[0]
     with _below_autograd():
         return _ops.conv2d.default(input, weight, bias, residual, *conv, *rest)
+
+
+def conv2d_act_max_pool2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | str = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    *,
+    activation: str = "relu",
+    negative_slope: float = 0.01,
+) -> Tensor:
+    """``max_pool2d(conv2d_act(input, weight, ...), 2)`` in one kernel that stores the pooled result only.
+
+    The pool has a 2x2 window, stride 2 and no padding: of an odd number of rows or columns the last is left
+    out. float64, groups and very large kernels take the two kernels instead. In training, relu, sigmoid,
+    tanh, leaky_relu and none keep the pooled result and one byte for each window; with silu, gelu and
+    hardswish, which need more, training is `conv2d_act` and `max_pool2d`.
+
+    Args:
+        input, weight, bias, stride, padding, dilation, groups: as for `conv2d`.
+        activation, negative_slope: as for `conv2d_act`.
+
+    Returns:
+        ``(N, K, P // 2, Q // 2)`` for a convolution of P x Q pixels, or without N where `input` is; layout,
+        accumulation and autocast as `conv2d`; the maxima are those of values rounded to the dtype. A NaN in a
+        window is its maximum.
+
+    Raises:
+        RuntimeError: sizes, dtypes, devices or parameters that do not fit, a convolution of less than 2x2
+            pixels among them.
+        ValueError: an unknown `activation`, or a `negative_slope` out of its range.
+        NotImplementedError: a forward-mode dual tensor.
+    """
+    op = "conv2d_act_max_pool2d"
+    if has_torch_function_variadic(input, weight, bias):
+        return handle_torch_function(
+            conv2d_act_max_pool2d,
+            (input, weight, bias),
+            input,
+            weight,
+            bias,
+            stride,
+            padding,
+            dilation,
+            groups,
+            activation=activation,
+            negative_slope=negative_slope,
+        )
+    problem = activation_problem(activation, negative_slope)
+    if problem is not None:
+        raise ValueError(f"{op}(): {problem}")
+    if (
+        not (KERNEL_DEVICES and _served(input))
+        or not isinstance(weight, Tensor)
+        or not (bias is None or isinstance(bias, Tensor))
+    ):
+        output = F.conv2d(input, weight, bias, stride, padding, dilation, groups)
+        return F.max_pool2d(activate(output, activation, negative_slope), 2)
+    if forward_ad._current_level >= 0:
+        _autograd.refuse_duals(op, input, weight, bias)
+    input, unbatched = _batched(op, input)
+    conv = _geometry(op, weight, stride, padding, dilation, groups)
+    slope = negative_slope if activation == "leaky_relu" else 0.0
+    output = _conv2d_act_max_pool2d(input, weight, bias, conv, activation, slope)
+    return output.squeeze(0) if unbatched else output
+
+
+def _conv2d_act_max_pool2d(input, weight, bias, conv, activation, negative_slope):
+    rest = (activation, negative_slope, input.is_cuda and torch.backends.cudnn.allow_tf32)
+    needs_grad = torch.is_grad_enabled() and (
+        input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+    )
+    if needs_grad and activation not in DERIVED_FROM_OUTPUT:
+        return _max_pool2d(_conv2d(input, weight, bias, None, conv, activation, negative_slope), HALVING_POOL)
+    if _recorded():
+        if needs_grad and torch.compiler.is_compiling():
+            return _ops.conv2d_act_max_pool2d_with_offsets.default(input, weight, bias, *conv, *rest)[0]
+        return _ops.conv2d_act_max_pool2d.default(input, weight, bias, *conv, *rest)
+    device_type = input.device.type
+    if torch.is_autocast_enabled(device_type):
+        dtype = torch.get_autocast_dtype(device_type)
+        input, weight, bias = (_autocast.cast(tensor, device_type, dtype) for tensor in (input, weight, bias))
+    if needs_grad:
+        return _autograd.ConvActMaxPool2d.apply(input, weight, bias, conv, *rest)
+    with _below_autograd():
+        return _ops.conv2d_act_max_pool2d.default(input, weight, bias, *conv, *rest)
 
 
 def max_pool2d(

@@ -21,8 +21,8 @@ def small_cnn(num_classes: int = 10, in_channels: int = 1, image_size: int = 28)
     a dense layer of 64 with ReLU and one of `num_classes`. No padding; 60,554 parameters at the defaults.
 
     Takes float images of shape (N, in_channels, image_size, image_size), gives logits (N, num_classes).
-    Every convolution, its bias and its ReLU are one kernel. Raises ValueError where a size is not positive
-    or `image_size` is too small for three convolutions and poolings (the smallest is 22).
+    Every convolution, its bias, its ReLU and its pooling are one kernel. Raises ValueError where a size is
+    not positive or `image_size` is too small for three convolutions and poolings (the smallest is 22).
     """
     for name, value in (("num_classes", num_classes), ("in_channels", in_channels)):
         if value < 1:
@@ -37,12 +37,9 @@ def small_cnn(num_classes: int = 10, in_channels: int = 1, image_size: int = 28)
         )
     return nn.Sequential(
         OrderedDict(
-            conv1=fnn.ConvAct2d(in_channels, 32, 3, activation="relu"),
-            pool1=fnn.MaxPool2d(2),
-            conv2=fnn.ConvAct2d(32, 64, 3, activation="relu"),
-            pool2=fnn.MaxPool2d(2),
-            conv3=fnn.ConvAct2d(64, 64, 3, activation="relu"),
-            pool3=fnn.MaxPool2d(2),
+            conv1=fnn.ConvActPool2d(in_channels, 32, 3, activation="relu"),
+            conv2=fnn.ConvActPool2d(32, 64, 3, activation="relu"),
+            conv3=fnn.ConvActPool2d(64, 64, 3, activation="relu"),
             flatten=nn.Flatten(),
             dense1=nn.Linear(64 * size * size, 64),
             relu=nn.ReLU(),

@@ -13,7 +13,15 @@ from torch import Tensor
 from fastcnn import functional
 from fastcnn._checks import activation_problem
 
-__all__ = ["AdaptiveAvgPool2d", "AdaptiveMaxPool2d", "AvgPool2d", "Conv2d", "ConvAct2d", "MaxPool2d"]
+__all__ = [
+    "AdaptiveAvgPool2d",
+    "AdaptiveMaxPool2d",
+    "AvgPool2d",
+    "Conv2d",
+    "ConvAct2d",
+    "ConvActPool2d",
+    "MaxPool2d",
+]
 
 
 class Conv2d(torch.nn.Conv2d):
@@ -74,6 +82,28 @@ class ConvAct2d(Conv2d):
     def extra_repr(self) -> str:
         slope = f", negative_slope={self.negative_slope}" if self.activation == "leaky_relu" else ""
         return f"{super().extra_repr()}, activation={self.activation!r}{slope}"
+
+
+class ConvActPool2d(ConvAct2d):
+    """Convolution, bias, activation and a 2x2 max pool of stride 2 in one kernel; see
+    `fastcnn.functional.conv2d_act_max_pool2d`.
+
+    Constructor, parameters and state_dict are those of `ConvAct2d`; there is no residual.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        input, padding = self._padded(input)
+        return functional.conv2d_act_max_pool2d(
+            input,
+            self.weight,
+            self.bias,
+            self.stride,
+            padding,
+            self.dilation,
+            self.groups,
+            activation=self.activation,
+            negative_slope=self.negative_slope,
+        )
 
 
 class MaxPool2d(torch.nn.MaxPool2d):

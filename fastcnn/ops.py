@@ -12,6 +12,8 @@ The kernels (csrc/bindings) implement these schemas for CUDA tensors. Where they
   argument (the preactivation) for the others. ``conv2d_act_dgrad`` and ``conv2d_act_wgrad`` take the output
   gradient back through the activation as they load it; None leaves it as it is. ``conv2d_act_wgrad`` gives
   the weight's and the bias's gradient, the latter empty unless ``bias``.
+- ``conv2d_act_max_pool2d`` is conv2d, its activation and max_pool2d with a 2x2 window, stride 2, no padding
+  and floor mode; the values are those of the two, whose rounding between them is made, too.
 - ``divisor_override`` 0 stands for none.
 - Pooling ``indices`` are offsets in the window, r * kernel_w + s (uint8, or int32 for windows of more than
   256), or positions in the plane, h * width + w (int64); the dtype tells.
@@ -40,9 +42,13 @@ _AVG_POOL = (
     "bool ceil_mode, bool count_include_pad, int divisor_override"
 )
 
+_CONV_POOL = f"Tensor input, Tensor weight, Tensor? bias, {_CONV}, {_ACTIVATION}, bool allow_tf32"
+
 SCHEMAS = (
     f"conv2d({_FPROP}) -> Tensor",
     f"conv2d_with_preactivation({_FPROP}) -> (Tensor, Tensor)",
+    f"conv2d_act_max_pool2d({_CONV_POOL}) -> Tensor",
+    f"conv2d_act_max_pool2d_with_offsets({_CONV_POOL}) -> (Tensor, Tensor)",
     f"conv2d_dgrad(Tensor grad_output, Tensor weight, SymInt height, SymInt width, {_CONV}, "
     "bool channels_last, bool allow_tf32) -> Tensor",
     f"conv2d_wgrad(Tensor grad_output, Tensor input, SymInt kernel_h, SymInt kernel_w, {_CONV}, "
@@ -86,5 +92,5 @@ for _name, _formula in _autograd.FORMULAS.items():
         f"fastcnn::{_name}", _formula.backward, setup_context=_formula.setup_context, lib=_library
     )
 for _device_type, _key in _autocast.KEYS.items():
-    for _name in ("conv2d", "conv2d_with_preactivation"):
+    for _name in _autocast.NAMES:
         _library.impl(_name, _autocast.conv2d_on(_device_type, _name), _key)

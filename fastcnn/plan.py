@@ -15,7 +15,8 @@ __all__ = ["Plan", "plan"]
 
 # Each operation's arguments beside the input; the first gives its sizes and must be there.
 _ARGUMENTS = dict.fromkeys(
-    ("conv2d_fprop", "conv2d_dgrad", "conv2d_wgrad"), ("weight", "stride", "padding", "dilation", "groups")
+    ("conv2d_fprop", "conv2d_dgrad", "conv2d_wgrad", "conv2d_act_max_pool2d"),
+    ("weight", "stride", "padding", "dilation", "groups"),
 )
 _SLIDING = ("kernel_size", "stride", "padding", "ceil_mode")
 for _pool, _arguments in (("max_pool2d", (*_SLIDING, "dilation")), ("avg_pool2d", _SLIDING)):
@@ -72,8 +73,8 @@ def plan(
     """Ask the planner which kernel it takes. No GPU is needed where `chip` names one.
 
     Args:
-        op: "conv2d_fprop", "conv2d_dgrad" or "conv2d_wgrad"; "max_pool2d" or "avg_pool2d", each also with
-            "adaptive_" before it and "_backward" after it.
+        op: "conv2d_fprop", "conv2d_dgrad", "conv2d_wgrad" or "conv2d_act_max_pool2d"; "max_pool2d" or
+            "avg_pool2d", each also with "adaptive_" before it and "_backward" after it.
         input: the sizes ``(N, C, H, W)`` of the layer's input, for every `op`.
         weight: for convolutions, the sizes ``(K, C // groups, R, S)``.
         kernel_size: for pools, the window: an int or two.
@@ -157,6 +158,8 @@ def _conv_problem(op, input, weight, stride=1, padding=0, dilation=1, groups=1) 
         bottom, right = top, left
     conv = (*strides, top, bottom, left, right, *dilations, groups)
     _checks.conv_problem(op, input, weight, conv)
+    if op == "conv2d_act_max_pool2d":
+        _checks.pooled_conv_problem(op, input, weight, conv)
     k, _, r, s = weight
     _, _, p, q = _shapes.conv_output_shape(input, weight, conv)
     return [*input, k, r, s, p, q, *strides, top, left, *dilations, groups]

@@ -86,15 +86,7 @@ std::tuple<Tensor, std::optional<Tensor>> fprop(const char* op, const Tensor& in
   params.epilogue.activation = activation_named(op, activation);
   params.epilogue.negative_slope = checked_slope(op, params.epilogue.activation, negative_slope);
   std::optional<Tensor> dense_bias, laid_residual, preactivation;
-  if (bias.has_value()) {
-    check_same_dtype(*bias, "bias", input, "input", op);
-    check_same_device(*bias, "bias", input, "input", op);
-    if (bias->dim() != 1 || bias->size(0) != params.problem.k) {
-      fail(op, ": given weight of size ", shape_text(weight), ", expected bias to be 1-dimensional with ",
-           params.problem.k, " elements, but got bias of size ", shape_text(*bias), " instead");
-    }
-    dense_bias = bias->is_contiguous() ? *bias : torch::stable::contiguous(*bias);
-  }
+  if (bias.has_value()) dense_bias = checked_bias(op, *bias, input, weight);
   const bool channels_last = suggests_channels_last(input) || suggests_channels_last(weight);
   const auto empty_output = [&] {
     return empty_image(input, input.scalar_type(), params.problem.n, params.problem.k, params.problem.p,

@@ -2,6 +2,8 @@
 // fastcnn/_checks.py says.
 #pragma once
 
+#include <torch/csrc/stable/ops.h>
+
 #include <array>
 #include <cstdint>
 #include <limits>
@@ -130,6 +132,17 @@ inline void check_grad_output(const char* op, const Tensor& grad_output, const C
     fail(op, ": grad_output has size ", shape_text(grad_output), ", but these arguments give ",
          text(expected));
   }
+}
+
+// The bias, dense.
+inline Tensor checked_bias(const char* op, const Tensor& bias, const Tensor& input, const Tensor& weight) {
+  check_same_dtype(bias, "bias", input, "input", op);
+  check_same_device(bias, "bias", input, "input", op);
+  if (bias.dim() != 1 || bias.size(0) != weight.size(0)) {
+    fail(op, ": given weight of size ", shape_text(weight), ", expected bias to be 1-dimensional with ",
+         weight.size(0), " elements, but got bias of size ", shape_text(bias), " instead");
+  }
+  return bias.is_contiguous() ? bias : torch::stable::contiguous(bias);
 }
 
 inline Activation activation_named(const char* op, const std::string& name) {

@@ -13,6 +13,7 @@
 #include "bindings/tensor.h"
 #include "common/plan_text.h"
 #include "conv2d/plan.h"
+#include "conv2d/pooled.h"
 #include "pool2d/plan.h"
 
 namespace fastcnn {
@@ -52,8 +53,8 @@ void check_positive(std::initializer_list<int> values) {
 }
 
 // problem: n c h w, k r s, p q, stride_h stride_w, pad_top pad_left, dilation_h dilation_w, groups
-PlanText plan_conv(Conv2dPass pass, const std::vector<int64_t>& sizes, DType dtype, bool channels_last,
-                   const Chip& chip) {
+Conv2dParams conv_params(Conv2dPass pass, const std::vector<int64_t>& sizes, DType dtype,
+                         bool channels_last) {
   if (sizes.size() != 16)
     fail("plan(): a convolution's problem has 16 numbers, but ", sizes.size(), " were given");
   int at = 0;
@@ -80,7 +81,23 @@ PlanText plan_conv(Conv2dPass pass, const std::vector<int64_t>& sizes, DType dty
   params.weight = weight;
   params.grad = output;
   params.output = pass == Conv2dPass::kFprop ? output : (pass == Conv2dPass::kDgrad ? input : weight);
-  return describe(plan_conv2d(pass, params, chip), pass);
+  return params;
+}
+
+// Without a kernel for the whole: the convolution's plan, the pool being another launch.
+PlanText plan_conv_pool(const std::vector<int64_t>& sizes, DType dtype, bool channels_last,
+                        const Chip& chip) {
+  Conv2dParams params = conv_params(Conv2dPass::kFprop, sizes, dtype, channels_last);
+  const Conv2dProblem& problem = params.problem;
+  const int p = problem.p / kPooledWindow, q = problem.q / kPooledWindow;
+  check_positive({problem.n, p, q});
+  Conv2dParams fused = params;
+  fused.output = dense_view(problem.k, p, q, channels_last);
+  const PooledPlan plan = plan_pooled(fused, TensorView{}, chip);
+  if (plan.fused) return describe(plan);
+  PlanText text = describe(plan_conv2d(Conv2dPass::kFprop, params, chip), Conv2dPass::kFprop);
+  text.reason = plan.reason + "; the convolution: " + text.reason;
+  return text;
 }
 
 // problem: n c h w, p q, adaptive, kernel_h kernel_w, stride_h stride_w, pad_h pad_w, dilation_h dilation_w
@@ -128,7 +145,8 @@ std::string plan(const std::string& op, std::vector<int64_t> problem, const std:
   const DType dtype = dtype_named(dtype_text);
   const Chip chip = chip_named(chip_text);
   const auto conv = [&](Conv2dPass pass) {
-    return to_json(plan_conv(pass, problem, dtype, channels_last, chip));
+    const Conv2dParams params = conv_params(pass, problem, dtype, channels_last);
+    return to_json(describe(plan_conv2d(pass, params, chip), pass));
   };
   const auto pool = [&](Pool2dOp pool_op) {
     return to_json(plan_pool(pool_op, problem, dtype, channels_last, chip));
@@ -136,13 +154,14 @@ std::string plan(const std::string& op, std::vector<int64_t> problem, const std:
   if (op == "conv2d_fprop") return conv(Conv2dPass::kFprop);
   if (op == "conv2d_dgrad") return conv(Conv2dPass::kDgrad);
   if (op == "conv2d_wgrad") return conv(Conv2dPass::kWgrad);
+  if (op == "conv2d_act_max_pool2d") return to_json(plan_conv_pool(problem, dtype, channels_last, chip));
   if (op == "max_pool2d") return pool(Pool2dOp::kMaxFprop);
   if (op == "max_pool2d_backward") return pool(Pool2dOp::kMaxBprop);
   if (op == "avg_pool2d") return pool(Pool2dOp::kAverageFprop);
   if (op == "avg_pool2d_backward") return pool(Pool2dOp::kAverageBprop);
   fail(
-      "plan(): op must be conv2d_fprop, conv2d_dgrad, conv2d_wgrad, max_pool2d, max_pool2d_backward, "
-      "avg_pool2d ",
+      "plan(): op must be conv2d_fprop, conv2d_dgrad, conv2d_wgrad, conv2d_act_max_pool2d, max_pool2d, "
+      "max_pool2d_backward, avg_pool2d ",
       "or avg_pool2d_backward, but is '", op, "'");
 }
 

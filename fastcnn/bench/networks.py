@@ -132,8 +132,8 @@ def small_cnn_twin(ours: nn.Sequential) -> nn.Sequential:
             conv = nn.Conv2d(layer.in_channels, layer.out_channels, layer.kernel_size)
             conv.load_state_dict(layer.state_dict())
             layers += [conv, nn.ReLU(inplace=True)]
-        elif isinstance(layer, fnn.MaxPool2d):
-            layers.append(nn.MaxPool2d(layer.kernel_size))
+            if isinstance(layer, fnn.ConvActPool2d):
+                layers.append(nn.MaxPool2d(2))
         else:
             layers.append(copy.deepcopy(layer))
     return nn.Sequential(*layers)

@@ -31,6 +31,7 @@ def samples(device: str, dtype: torch.dtype, layout: str) -> dict[str, tuple]:
     output = tensor(2, 6, 3, 6)
     residual = normal((2, 6, 3, 6), dtype, device, seed=1).requires_grad_()
     saved = normal((2, 6, 3, 6), dtype, device, seed=2).requires_grad_()
+    ungrouped = LAYOUTS[layout](normal((6, 4, 3, 2), dtype, device, seed=3)).requires_grad_()
     pooled, offsets = _ops.max_pool2d_with_offsets(input, *MAX)
     indices = _ops.max_pool2d_with_indices(input, *MAX)[1]
     adaptive, adaptive_indices = _ops.adaptive_max_pool2d(input, 3, 4)
@@ -39,6 +40,8 @@ def samples(device: str, dtype: torch.dtype, layout: str) -> dict[str, tuple]:
     return {
         "conv2d": (input, weight, bias, residual, *CONV, "silu", 0.0, False),
         "conv2d_with_preactivation": (input, weight, bias, residual, *CONV, "gelu", 0.0, False),
+        "conv2d_act_max_pool2d": (input, ungrouped, bias, *CONV[:-1], 1, "tanh", 0.0, False),
+        "conv2d_act_max_pool2d_with_offsets": (input, ungrouped, bias, *CONV[:-1], 1, "silu", 0.0, False),
         "conv2d_act_dgrad": (output, saved, weight, 6, 7, *CONV, "gelu", 0.0, channels_last, False),
         "conv2d_act_wgrad": (output, saved, input, 3, 2, *CONV, "silu", 0.0, True, channels_last, False),
         "conv2d_dgrad": (output, weight, 6, 7, *CONV, channels_last, False),
@@ -92,6 +95,7 @@ def test_derivatives(backend, name):
 
 FUNCTIONS = {
     "conv2d": lambda x, w: functional.conv2d(x, w, None, (2, 1), 1, (1, 2), 2),
+    "conv2d_act_max_pool2d": lambda x, w: functional.conv2d_act_max_pool2d(x, w, groups=2),
     "max_pool2d": lambda x, w: functional.max_pool2d(x, 3, 2, 1, 2),
     "max_pool2d-indices": lambda x, w: functional.max_pool2d(x, 3, 2, 1, return_indices=True)[0],
     "avg_pool2d": lambda x, w: functional.avg_pool2d(x, 3, 2, 1, count_include_pad=False),
@@ -127,6 +131,29 @@ def test_derivatives_of_activations(backend, activation, added):
     tensors = tuple(tensors if added else tensors[:3])
     assert gradcheck(function, tensors, fast_mode=True)
     assert gradgradcheck(function, tensors, fast_mode=True)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("asked", ["all", "bias"])
+def test_derivatives_of_pooled_activations(backend, activation, asked):
+    """Through `functional` and, with the offsets computed again, through the operator."""
+    shapes = [(1, 2, 5, 6), (3, 2, 2, 2), (3,)]
+    tensors = [normal(shape, torch.float64, backend.device, seed=seed) for seed, shape in enumerate(shapes)]
+    first = 2 if asked == "bias" else 0
+    for tensor in tensors[first:]:
+        tensor.requires_grad_()
+
+    def through_functional(*given):
+        options = {"activation": activation, "negative_slope": 0.3}
+        return functional.conv2d_act_max_pool2d(*tensors[:first], *given, padding=1, **options)
+
+    def through_operator(*given):
+        conv = (1, 1, 1, 1, 1, 1, 1, 1, 1)
+        return _ops.conv2d_act_max_pool2d(*tensors[:first], *given, *conv, activation, 0.3, False)
+
+    for function in (through_functional, through_operator):
+        assert gradcheck(function, tuple(tensors[first:]), fast_mode=True)
+        assert gradgradcheck(function, tuple(tensors[first:]), fast_mode=True)
 
 
 def test_third_derivative(backend):
@@ -227,6 +254,21 @@ def test_empty_batch(backend, case):
     through_operator = _ops.conv2d(input, weight, bias, None, *case.geometry, "relu", 0.0, False)
     for output in (through_functional, through_operator):
         assert output.shape == (0, case.out_channels, 3, 4)
+        grads = torch.autograd.grad(output.sum(), (input, weight, bias))
+        assert grads[0].shape == input.shape
+        assert torch.equal(grads[1], torch.zeros_like(weight))
+        assert torch.equal(grads[2], torch.zeros_like(bias))
+
+
+def test_empty_batch_of_the_pooled_convolution(backend):
+    input = torch.empty((0, 3, 6, 7), device=backend.device, requires_grad=True)
+    weight = torch.ones((4, 3, 3, 3), device=backend.device, requires_grad=True)
+    bias = torch.ones(4, device=backend.device, requires_grad=True)
+    through_operator = _ops.conv2d_act_max_pool2d(
+        input, weight, bias, 1, 1, 0, 0, 0, 0, 1, 1, 1, "relu", 0.0, False
+    )
+    for output in (functional.conv2d_act_max_pool2d(input, weight, bias), through_operator):
+        assert output.shape == (0, 4, 2, 2)
         grads = torch.autograd.grad(output.sum(), (input, weight, bias))
         assert grads[0].shape == input.shape
         assert torch.equal(grads[1], torch.zeros_like(weight))

@@ -153,6 +153,10 @@ def test_unknown_activation(backend):
         functional.conv2d(image, weight, activation="swish")
     with pytest.raises(ValueError, match="'swish'"):
         fnn.ConvAct2d(1, 1, 1, activation="swish")
+    with pytest.raises(ValueError, match="'swish'"):
+        functional.conv2d_act_max_pool2d(image, weight, activation="swish")
+    with pytest.raises(ValueError, match="'swish'"):
+        fnn.ConvActPool2d(1, 1, 1, activation="swish")
     with pytest.raises(RuntimeError, match="activation"):
         torch.ops.fastcnn.conv2d(image, weight, None, None, 1, 1, 0, 0, 0, 0, 1, 1, 1, "swish", 0.0, False)
 
@@ -178,6 +182,16 @@ AVG = (2, 2, 2, 2, 0, 0, False, True, 0)
             "conv2d",
             ((1, 2, 4, 4), torch.int32, (2, 2, 3, 3), torch.int32, *CONV, "none", 0.0, False),
             "float",
+        ),
+        (
+            "conv2d_act_max_pool2d",
+            ((1, 2, 4, 4), None, (2, 2, 3, 4), None, *CONV, "none", 0.0, False),
+            "output size is too small",
+        ),
+        (
+            "conv2d_act_max_pool2d",
+            ((1, 2, 4, 4), None, (2, 2, 3, 3), None, *CONV, "swish", 0.0, False),
+            "activation",
         ),
         ("conv2d_dgrad", ((1, 2, 2, 3), None, (2, 2, 3, 3), None, 4, 4, *CONV, False, False), "grad_output"),
         ("conv2d_wgrad", ((1, 2, 2, 3), None, (1, 2, 4, 4), None, 3, 3, *CONV, False, False), "grad_output"),
@@ -219,6 +233,8 @@ def test_operators_refuse_what_does_not_fit(backend, name, arguments, says):
             built.append(argument)
         if name == "conv2d":
             built[2:2] = [None, None]
+        if name == "conv2d_act_max_pool2d":
+            built[2:2] = [None]
         return built
 
     for device in (backend.device, "meta"):

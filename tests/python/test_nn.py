@@ -96,6 +96,31 @@ def test_conv_act(backend, activation):
     torch.testing.assert_close(fused.weight.grad, plain.weight.grad, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("activation", ["none", "relu", "gelu", "leaky_relu"])
+def test_conv_act_pool(backend, activation):
+    torch.manual_seed(0)
+    options = {"padding": 1, "padding_mode": "reflect", "activation": activation, "negative_slope": 0.2}
+    apart = fnn.ConvAct2d(3, 5, 3, **options).to(backend.device)
+    fused = fnn.ConvActPool2d(3, 5, 3, **options).to(backend.device)
+    fused.load_state_dict(apart.state_dict())
+    assert isinstance(fused, fnn.ConvAct2d)
+    assert f"activation={activation!r}" in repr(fused)
+    copied = pickle.loads(pickle.dumps(fused))
+    assert (copied.activation, copied.negative_slope) == (activation, 0.2)
+    for shape in ((2, 3, 7, 6), (3, 7, 6)):
+        input = torch.randn(shape, device=backend.device)
+        expected = torch.nn.functional.max_pool2d(apart(input), 2)
+        torch.testing.assert_close(fused(input), expected)
+        apart.zero_grad()
+        fused.zero_grad()
+        fused(input).square().sum().backward()
+        expected.square().sum().backward()
+        torch.testing.assert_close(fused.weight.grad, apart.weight.grad, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(fused.bias.grad, apart.bias.grad, rtol=1e-4, atol=1e-4)
+        with torch.no_grad():
+            torch.testing.assert_close(fused(input), expected)
+
+
 def test_without_kernels_it_is_torchs_call(aten_on_cpu):
     input, weight = torch.randn(2, 4, 6, 6, requires_grad=True), torch.randn(3, 4, 3, 3)
     assert functional.conv2d(input, weight).grad_fn.name() == "ConvolutionBackward0"

@@ -14,6 +14,7 @@ CALLS = {
     "conv2d_fprop": CONV,
     "conv2d_dgrad": {**CONV, "stride": 2, "channels_last": True},
     "conv2d_wgrad": {**CONV, "padding": (0, 1, 1, 0), "dtype": torch.bfloat16},
+    "conv2d_act_max_pool2d": {**CONV, "channels_last": True},
     "max_pool2d": {"input": (8, 64, 56, 56), "kernel_size": 3, "stride": 2, "padding": 1},
     "max_pool2d_backward": {
         "input": (8, 64, 56, 56),
@@ -106,6 +107,12 @@ def test_without_a_library_it_says_so(monkeypatch):
         (ValueError, "torch.int8", "conv2d_fprop", {**CONV, "dtype": torch.int8}),
         (ValueError, "positive", "adaptive_avg_pool2d", {"input": (1, 1, 4, 4), "output_size": 0}),
         (RuntimeError, "32 channels", "conv2d_fprop", {**CONV, "weight": (8, 32, 3, 3)}),
+        (
+            RuntimeError,
+            "output size is too small",
+            "conv2d_act_max_pool2d",
+            {"input": (1, 1, 3, 9), "weight": (1, 1, 2, 2), "stride": 2},
+        ),
         (RuntimeError, "too small", "avg_pool2d", {"input": (1, 1, 4, 4), "kernel_size": 5}),
     ],
 )

@@ -23,6 +23,7 @@ def every_layer(device: str) -> torch.nn.Sequential:
         fnn.Conv2d(3, 4, 3, padding="same"),
         fnn.MaxPool2d(2),
         fnn.ConvAct2d(4, 4, 3, padding=1, groups=4, activation="tanh"),
+        fnn.ConvActPool2d(4, 4, 2, padding=(2, 3), activation="sigmoid"),
         fnn.AvgPool2d(3, 1, 1),
         fnn.AdaptiveMaxPool2d((3, 2)),
         fnn.AdaptiveAvgPool2d(1),
@@ -145,6 +146,9 @@ def test_autocast_under_compile(backend):
 
 CALLS = {
     "conv2d": lambda x: functional.conv2d(x, torch.ones(1, x.shape[1], 2, 2, device=x.device)),
+    "conv2d_act_max_pool2d": lambda x: functional.conv2d_act_max_pool2d(
+        x, torch.ones(1, x.shape[1], 2, 2, device=x.device)
+    ),
     "max_pool2d": lambda x: functional.max_pool2d(x, 2),
     "avg_pool2d": lambda x: functional.avg_pool2d(x, 2),
     "adaptive_avg_pool2d": lambda x: functional.adaptive_avg_pool2d(x, 2),

@@ -10,13 +10,15 @@ from fastcnn import nn as fnn
 def test_small_cnn_has_its_layers_and_parameters():
     model = models.small_cnn()
     assert sum(p.numel() for p in model.parameters()) == 60_554
-    convolutions = [layer for layer in model if isinstance(layer, fnn.ConvAct2d)]
+    convolutions = [layer for layer in model if isinstance(layer, fnn.ConvActPool2d)]
     assert [tuple(layer.weight.shape) for layer in convolutions] == [
         (32, 1, 3, 3),
         (64, 32, 3, 3),
         (64, 64, 3, 3),
     ]
-    assert sum(isinstance(layer, fnn.MaxPool2d) for layer in model) == 3
+    # The keys of weights in run folders.
+    names = ("conv1", "conv2", "conv3", "dense1", "dense2")
+    assert list(model.state_dict()) == [f"{name}.{part}" for name in names for part in ("weight", "bias")]
     assert model(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
 
 
