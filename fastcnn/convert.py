@@ -120,8 +120,8 @@ def convert(
         filter = _asked_once(filter)
     if fuse and model.training:
         raise ValueError(
-            "convert(fuse=True) folds BatchNorms as they are in evaluation mode, but the model is in training "
-            "mode: call model.eval() first"
+            "convert(fuse=True) folds BatchNorms as they are in evaluation mode, but the model is in "
+            "training mode: call model.eval() first"
         )
     if fuse and not isinstance(model, torch.jit.ScriptModule):
         model = _fuse(model, filter or (lambda name, module: True), done)

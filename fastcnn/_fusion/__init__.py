@@ -95,11 +95,13 @@ class _Fusion:
         )
 
     def _make(self, traced: Trace, chains: list[Chain]) -> None:
-        """Makes the chains: by rebuilding modules where code has to change, in the modules there are elsewhere."""
+        """Makes the chains: rebuilds modules where code has to change, and changes modules elsewhere."""
         made: dict[Module, tuple[Module, list[Chain]]] = {}
         left = self._rebuild(traced, chains, made)
         if made and traced.root not in made and not self._unnoticed(traced, made):
-            self._leave(traced.root, "its forward asks modules that would be rebuilt for more than their results")
+            self._leave(
+                traced.root, "its forward asks modules that would be rebuilt for more than their results"
+            )
             made, left = {}, _for_modules(chains)
         for owner, (_, owned) in made.items():
             for chain in owned:
@@ -130,7 +132,7 @@ class _Fusion:
         return left
 
     def _unnoticed(self, traced: Trace, made: dict[Module, tuple[Module, list[Chain]]]) -> bool:
-        """Whether the code around the rebuilt modules calls them as it called the old ones; else those are back."""
+        """Whether the code around the rebuilt modules calls them as the old ones; if not, those are back."""
         after = _code(traced.root, {module for module, _ in made.values()})
         for owner, (module, _) in reversed(made.items()):
             self.model.replace(module, owner)

@@ -121,7 +121,7 @@ def _rewrite(graph: fx.Graph, chain: Chain) -> None:
 def _graph_module(own: Trace, layers: dict[str, Module]) -> fx.GraphModule:
     held: dict[str, Any] = {}
     for node in own.graph.nodes:
-        # "is_wrapped" keeps a function whole when a pickled module is loaded; the rest is about the old module.
+        # "is_wrapped" keeps a function whole when a pickle is loaded; the rest is about the old module.
         node.meta = {key: value for key, value in node.meta.items() if key == "is_wrapped"}
         if node.op == "call_module":
             held[node.target] = layers.get(node.target) or own.module(node)

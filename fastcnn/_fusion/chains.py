@@ -71,9 +71,7 @@ class Chain:
 
     @property
     def nodes(self) -> list[fx.Node]:
-        return [
-            node for node in (self.conv, self.norm, self.addition, self.activation) if node is not None
-        ]
+        return [node for node in (self.conv, self.norm, self.addition, self.activation) if node is not None]
 
     @property
     def end(self) -> fx.Node:
@@ -249,7 +247,10 @@ class _Finder:
         options.update(zip(names, node.args[1:], strict=False))
         if len(node.args) > 1 + len(names) or not options.keys() <= set(names):
             return None
-        if not isinstance(options.get("inplace", False), bool) or options.get("approximate", "none") != "none":
+        if (
+            not isinstance(options.get("inplace", False), bool)
+            or options.get("approximate", "none") != "none"
+        ):
             return None
         return _activation(name, options.get("negative_slope", 0.01))
 

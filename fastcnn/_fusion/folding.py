@@ -43,7 +43,9 @@ def fold(conv: torch.nn.Conv2d, norm: torch.nn.BatchNorm2d) -> tuple[Parameter, 
         scale = (exact(norm.running_var) + norm.eps).rsqrt()
         if norm.weight is not None:
             scale = exact(norm.weight) * scale
-        shift = -exact(norm.running_mean) if conv.bias is None else exact(conv.bias) - exact(norm.running_mean)
+        shift = (
+            -exact(norm.running_mean) if conv.bias is None else exact(conv.bias) - exact(norm.running_mean)
+        )
         shift = shift * scale
         if norm.bias is not None:
             shift = shift + exact(norm.bias)

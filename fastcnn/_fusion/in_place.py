@@ -1,6 +1,6 @@
 """Python's in-place operators as functions that `torch.fx` keeps, in a graph and in a pickled one.
 
-A plain `torch.fx` proxy has no ``+=``: it would record ``x + y`` for it, which writes to nobody else's tensor.
+A plain `torch.fx` proxy has no ``+=``: it would record ``x + y``, which writes to nobody else's tensor.
 """
 
 from __future__ import annotations

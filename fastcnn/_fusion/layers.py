@@ -15,9 +15,9 @@ __all__ = ["ConvAddAct2d"]
 class ConvAddAct2d(nn.ConvAct2d):
     """``activation(conv(input) + residual)`` with all that torch's ``+`` takes.
 
-    A residual of the output's size and dtype goes into the kernel; any other (one that is broadcast, a number,
-    another dtype) is added as it was before the fusion. `in_place` says that this was ``+=``, which keeps the
-    convolution's dtype and size. Only `convert` makes such layers, out of a convolution that is there.
+    A residual of the output's size and dtype goes into the kernel; any other (one that is broadcast, a
+    number, another dtype) is added as it was before the fusion. `in_place` says that this was ``+=``, which
+    keeps the convolution's dtype and size. Only `convert` makes such layers, out of a convolution.
     """
 
     in_place = False

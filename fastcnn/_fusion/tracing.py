@@ -51,7 +51,9 @@ class Trace:
 
     def __post_init__(self) -> None:
         self._called = {
-            node: self.root.get_submodule(node.target) for node in self.graph.nodes if node.op == "call_module"
+            node: self.root.get_submodule(node.target)
+            for node in self.graph.nodes
+            if node.op == "call_module"
         }
 
     def module(self, node: fx.Node) -> Module | None:
@@ -99,7 +101,7 @@ def entered(module: Module) -> bool:
 
 
 def trace_around(root: Module, whole: Collection[Module] = ()) -> Trace:
-    """The graph of `root`, with a call in place of every module inside that cannot be traced or is in `whole`.
+    """The graph of `root`, with a call in place of what cannot be traced inside it and of what is in `whole`.
 
     Raises:
         Untraceable: the forward of `root` itself is in the way.
@@ -143,7 +145,9 @@ def trace(root: Module, leaf: Callable[[Module], bool]) -> Trace:
         graph = tracer.trace(root)
     except Exception as error:  # a user's code can raise anything
         text = str(error).strip() or type(error).__name__
-        raise Untraceable(tracer.failed or root, f"its forward cannot be traced: {text.splitlines()[0]}") from error
+        raise Untraceable(
+            tracer.failed or root, f"its forward cannot be traced: {text.splitlines()[0]}"
+        ) from error
     finally:
         constants = state.take_new(graph)
         changed = state.restore()

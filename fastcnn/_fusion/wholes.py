@@ -76,7 +76,9 @@ class _Reading:
             for held in _unpacked(value):
                 if isinstance(held, Module):
                     self.opened.update(held.modules())
-                elif getattr(held, "__closure__", None) or isinstance(held, (functools.partial, types.MethodType)):
+                elif getattr(held, "__closure__", None) or isinstance(
+                    held, (functools.partial, types.MethodType)
+                ):
                     raise _Unclear
 
     def read(self, function: types.FunctionType) -> None:

@@ -552,7 +552,7 @@ def test_an_activation_with_a_hook_stays():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), norm(4), nn.ReLU()).eval()
     seen = []
     model[2].register_forward_hook(lambda *_: seen.append("called"))
-    fused, report, before = fuse(model)
+    fused, report, _ = fuse(model)
     assert parts(report) == ["0 + 1"]
     fused(picture())
     assert seen == ["called"]
@@ -870,7 +870,9 @@ class Once(Activated):
 
 def test_a_chain_that_goes_through_several_modules():
     layers = nn.Sequential(nn.Sequential(nn.Conv2d(3, 3, 1), norm(3), nn.ReLU()), nn.Conv2d(3, 3, 1), norm(3))
-    fused, report, before = fuse(nn.Sequential(Inverted(layers), Inverted(Once()), Inverted(Activated())).eval())
+    fused, report, before = fuse(
+        nn.Sequential(Inverted(layers), Inverted(Once()), Inverted(Activated())).eval()
+    )
     assert parts(report) == [
         "0.inner.0.0 + 0.inner.0.1 + 0.inner.0.2",
         "0.inner.1 + 0.inner.2 + add",
@@ -911,7 +913,10 @@ def test_inner_modules_are_rebuilt_where_the_outer_one_cannot_be():
 def test_a_block_with_optional_arguments_keeps_its_code():
     fused, report, before = fuse(nn.Sequential(Activated()).eval())
     assert parts(report) == ["0.conv + 0.bn", "0.last + 0.last_bn"]
-    assert "0: its forward would have to be rebuilt, which cannot be: its forward can be called with" in reasons(report)
+    assert (
+        "0: its forward would have to be rebuilt, which cannot be: its forward can be called with"
+        in reasons(report)
+    )
     same(fused, before, picture())
     same(fused[0], before[0], picture(), torch.tensor(2.0))
 
@@ -920,7 +925,12 @@ def test_lists_wrappers_and_compiled_models_are_left():
     inner = nn.Sequential(nn.Conv2d(3, 3, 1), norm(3))
     compiled = nn.Sequential(nn.Conv2d(3, 3, 1), norm(3)).eval()
     compiled.compile(backend="eager")
-    for model in (nn.ModuleList([inner]), nn.DataParallel(inner), torch.compile(inner, backend="eager"), compiled):
+    for model in (
+        nn.ModuleList([inner]),
+        nn.DataParallel(inner),
+        torch.compile(inner, backend="eager"),
+        compiled,
+    ):
         _, report = fastcnn.convert(model.eval(), fuse=True, report=True)
         assert report.fused == []
         assert len(report.unfused) > 0
@@ -948,7 +958,7 @@ class Sly(nn.Module):
 
 
 class OtherName(Sly):
-    def forward(this, x, *_):  # noqa: N805
+    def forward(this, x, *_):
         return this.inner[1](this.inner[0](x) * 2)
 
 
@@ -1002,7 +1012,13 @@ def test_training_mode_is_refused():
 
 def stacked() -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(3, 4, 3, padding=1), norm(4), nn.ReLU(), Block(), Block(stride=2), nn.Flatten(), nn.Linear(24, 2)
+        nn.Conv2d(3, 4, 3, padding=1),
+        norm(4),
+        nn.ReLU(),
+        Block(),
+        Block(stride=2),
+        nn.Flatten(),
+        nn.Linear(24, 2),
     ).eval()
 
 
@@ -1030,7 +1046,9 @@ def test_compile_and_export(operators_on_cpu):
         assert torch.equal(compiled(x), expected)
         batch = torch.export.Dim("batch", min=2)
         program = torch.export.export(fused, (x,), dynamic_shapes={"input": {0: batch}})
-        assert torch.equal(program.module()(picture(3, 3, 4, 5)[:3] * 0 + x[:1]), fused(x[:1].expand(3, -1, -1, -1)))
+        assert torch.equal(
+            program.module()(picture(3, 3, 4, 5)[:3] * 0 + x[:1]), fused(x[:1].expand(3, -1, -1, -1))
+        )
     names = [node.target.__name__ for node in program.graph.nodes if node.op == "call_function"]
     assert not any("batch_norm" in name or name.startswith(("add", "relu")) for name in names)
     same(compiled, before, x)
@@ -1070,7 +1088,9 @@ def test_report_filter_and_revert():
     assert again.swapped == []
     _, back = fastcnn.revert(model, report=True)
     assert type(model[0]) is fnn.ConvAct2d
-    assert ("0", "a BatchNorm is folded into its weights, and stays there") in {(s.name, s.reason) for s in back.skipped}
+    assert ("0", "a BatchNorm is folded into its weights, and stays there") in {
+        (s.name, s.reason) for s in back.skipped
+    }
 
 
 def test_without_fuse_nothing_is_fused():
@@ -1086,7 +1106,9 @@ def test_a_converted_model_can_be_fused():
     fused, report, before = fuse(fastcnn.convert(stacked()))
     assert len(report.fused) == 6
     same(fused, before, picture(1, 3, 4, 5))
-    acts = nn.Sequential(fnn.ConvAct2d(3, 3, 1), norm(3), fnn.ConvAct2d(3, 3, 1, activation="none"), norm(3)).eval()
+    acts = nn.Sequential(
+        fnn.ConvAct2d(3, 3, 1), norm(3), fnn.ConvAct2d(3, 3, 1, activation="none"), norm(3)
+    ).eval()
     fused, report, before = fuse(acts)
     assert parts(report) == ["2 + 3"]
     assert reasons(report) == "0: an activation stands between it and what follows"
