@@ -67,7 +67,7 @@ def _written(trace: Trace, node: fx.Node) -> Iterator[fx.Node]:
         known = type(module).__module__.startswith(("torch.nn.", "fastcnn.")) and not any(
             True for _ in module.children()
         )
-        if not known or getattr(module, "inplace", False):
+        if not known or getattr(module, "inplace", False) or watched(module) is not None:
             yield from node.all_input_nodes
     elif node.op == "call_method":
         name = node.target

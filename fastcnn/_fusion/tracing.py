@@ -12,7 +12,7 @@ import sys
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, fx
@@ -137,14 +137,14 @@ def trace(root: Module, leaf: Callable[[Module], bool]) -> Trace:
         Untraceable: some forward cannot be traced, or what it does may depend on more than its tensors.
     """
     _one_way(root)
-    tracer = _Tracer(leaf)
     state = _State(root)
+    tracer = _Tracer(leaf, state)
     generators = random.getstate(), torch.get_rng_state()
     graph = None
     try:
         graph = tracer.trace(root)
     except Exception as error:  # a user's code can raise anything
-        text = str(error).strip() or type(error).__name__
+        text = tracer.refusal or str(error).strip() or type(error).__name__
         raise Untraceable(
             tracer.failed or root, f"its forward cannot be traced: {text.splitlines()[0]}"
         ) from error
@@ -154,6 +154,8 @@ def trace(root: Module, leaf: Callable[[Module], bool]) -> Trace:
         drawn = random.getstate() != generators[0] or not torch.equal(torch.get_rng_state(), generators[1])
         random.setstate(generators[0])
         torch.set_rng_state(generators[1])
+    if tracer.refusal is not None:  # and somebody's code has caught it
+        raise Untraceable(tracer.failed or root, f"its forward cannot be traced: {tracer.refusal}")
     if changed is not None:
         raise Untraceable(changed, "its forward changes the module")
     if drawn:
@@ -173,18 +175,38 @@ def _one_way(root: Module) -> None:
 class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True
 
-    def __init__(self, leaf: Callable[[Module], bool]) -> None:
+    def __init__(self, leaf: Callable[[Module], bool], state: _State) -> None:
         super().__init__()
         self._leaf = leaf
+        self._state = state
+        self._modes = _modes()
         self._callers: list[Module] = []
         #: The innermost module that was being traced when something was raised.
         self.failed: Module | None = None
+        #: Why the tracer itself gave up.
+        self.refusal: str | None = None
+
+    def refuse(self, reason: str) -> NoReturn:
+        """Gives up, even if the traced code catches what is raised."""
+        if self.refusal is None:
+            self.refusal = reason
+            known = [module for module in self._callers if module in self.submodule_paths]
+            self.failed = self.failed or (known[-1] if known else None)
+        raise fx.proxy.TraceError(reason)
+
+    def to_bool(self, value: fx.Proxy) -> NoReturn:
+        self.refuse("it looks at values to know what to do")
+
+    def iter(self, value: fx.Proxy) -> NoReturn:
+        self.refuse("it iterates over a value of unknown length")
 
     def is_leaf_module(self, module: Module, qualified_name: str) -> bool:
         return self._leaf(module)
 
     def call_module(self, module: Module, forward: Any, args: Any, kwargs: Any) -> Any:
         if self._leaf(module):
+            if self._state.changed(module):
+                self.refuse("it changes a module before it calls it")
             return super().call_module(module, forward, args, kwargs)
         self._callers.append(module)
         try:
@@ -197,12 +219,20 @@ class _Tracer(fx.Tracer):
             self._callers.pop()
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        if _modes() != self._modes:
+            self.refuse("it sets the grad mode or autocast for a part of what it does")
         node = super().create_node(*args, **kwargs)
         node.meta["callers"] = (self.root, *self._callers)
         return node
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Value(node, self)
+
+
+def _modes() -> tuple[Any, ...]:
+    """What a graph would not remember of the surroundings in which a call was made."""
+    casts = [(torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda")]
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *casts
 
 
 class _Careful:
@@ -226,7 +256,7 @@ class _Careful:
         return result
 
     def _refuse_operator(self, other: Any) -> Any:
-        raise fx.proxy.TraceError("an in-place operator other than +=, -=, *= and /=")
+        self.tracer.refuse("it uses an in-place operator other than +=, -=, *= and /=")
 
     __ifloordiv__ = __imod__ = __ipow__ = __imatmul__ = _refuse_operator
     __iand__ = __ior__ = __ixor__ = __ilshift__ = __irshift__ = _refuse_operator
@@ -236,7 +266,7 @@ class _Careful:
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in ("tracer", "node", "root", "attr", "_node"):
-            raise fx.proxy.TraceError(f"it sets the attribute {name!r} of a tensor")
+            self.tracer.refuse(f"it sets the attribute {name!r} of a tensor")
         super().__setattr__(name, value)
 
     @property
@@ -244,7 +274,7 @@ class _Careful:
         # isinstance() of another class than the proxy's own arrives here.
         asking = sys._getframe(1).f_globals.get("__name__", "")
         if not asking.startswith(("torch.", "fastcnn.")):
-            raise fx.proxy.TraceError("it asks for the class of a value")
+            self.tracer.refuse("it asks for the class of a value")
         return type(self)
 
 
@@ -261,36 +291,39 @@ class _State:
 
     def __init__(self, root: Module) -> None:
         self._root = root
-        self._saved = [
-            (
-                module,
+        self._held = {
+            module: (
                 dict(module.__dict__),
                 [(held, _contents(held)) for held in module.__dict__.values() if _is_container(held)],
             )
             for module in root.modules()
-        ]
+        }
+
+    def changed(self, module: Module) -> bool:
+        """Whether the module does not hold what it held."""
+        if module not in self._held:
+            return True
+        attributes, containers = self._held[module]
+        return not _alike(_contents(module.__dict__), _contents(attributes)) or any(
+            not _alike(_contents(held), contents) for held, contents in containers
+        )
 
     def take_new(self, graph: fx.Graph | None) -> dict[str, Tensor]:
         """The constants that tracing set on the root, which are no change of its own."""
-        held, before = self._root.__dict__, self._saved[0][1]
+        held, (before, _) = self._root.__dict__, self._held[self._root]
         named = {node.target for node in graph.nodes if node.op == "get_attr"} if graph is not None else ()
         return {name: held.pop(name) for name in named if name in held and name not in before}
 
     def restore(self) -> Module | None:
         """Puts everything back; the first module that had changed."""
-        changed = None
-        for module, attributes, containers in self._saved:
-            same = _alike(_contents(module.__dict__), _contents(attributes))
-            if not same:
-                module.__dict__.clear()
-                module.__dict__.update(attributes)
+        changed = [module for module in self._held if self.changed(module)]
+        for module in changed:
+            attributes, containers = self._held[module]
+            module.__dict__.clear()
+            module.__dict__.update(attributes)
             for held, contents in containers:
-                if not _alike(_contents(held), contents):
-                    same = False
-                    _refill(held, contents)
-            if not same and changed is None:
-                changed = module
-        return changed
+                _refill(held, contents)
+        return changed[0] if changed else None
 
 
 def _is_container(value: Any) -> bool:

@@ -686,7 +686,7 @@ def test_data_dependent_code_is_left_and_what_it_calls_is_fused():
         "2.blocks.1.0 + 2.blocks.1.1",
         "3 + 4",
     ]
-    assert "2: its forward cannot be traced: symbolically traced variables" in reasons(report)
+    assert "2: its forward cannot be traced: it looks at values to know what to do" in reasons(report)
     for name in ("tapped", "looped", "read", "pairs.0", "pairs.1"):
         assert f"2.{name}: the code around it may use its parts one by one" in reasons(report)
     assert type(fused[2]) is Deciding
@@ -763,7 +763,57 @@ def sets_data(self, x):
     return F.relu(y)
 
 
+def sets_the_mode(self, x):
+    with torch.no_grad():
+        y = self.conv(x)
+    return F.relu(self.bn(y))
+
+
+def sets_autocast(self, x):
+    with torch.autocast("cpu", torch.bfloat16):
+        y = self.conv(x)
+    return F.relu(self.bn(y))
+
+
+def swaps_parameters(self, x):
+    weights = {"weight": torch.ones(3, 3, 3, 3), "bias": torch.zeros(3)}
+    return F.relu(self.bn(torch.func.functional_call(self.conv, weights, (x,))))
+
+
+def sets_attributes(self, x):
+    self.conv.padding = (0, 0)
+    y = self.conv(x)
+    self.conv.padding = (1, 1)
+    return F.relu(self.bn(y))
+
+
+def catches(self, x):
+    try:
+        if x.mean() > -100:
+            x = self.conv(x)
+    except Exception:
+        x = self.bn(self.conv(x))
+    return F.relu(x)
+
+
+def goes_through(self, x):
+    return torch.cat([F.relu(self.bn(self.conv(part[None]))) for part in x])
+
+
+def raised_in_place(self, x):
+    y = self.bn(self.conv(x))
+    y **= 2
+    return F.relu(y)
+
+
 REFUSED = {
+    sets_the_mode: "it sets the grad mode or autocast",
+    sets_autocast: "it sets the grad mode or autocast",
+    swaps_parameters: "it changes a module before it calls it",
+    sets_attributes: "it changes a module before it calls it",
+    catches: "it looks at values to know what to do",
+    goes_through: "it iterates over a value",
+    raised_in_place: "an in-place operator other than",
     asks_for_the_class: "it asks for the class of a value",
     changes_the_module: "its forward changes the module",
     keeps_what_it_saw: "its forward changes the module",
