@@ -33,6 +33,7 @@ def fuse(root: Module, allowed: Callable[[str, Module], bool], report: Report) -
     fusion.look_into(root)
     report.fused.sort(key=lambda fused: order[fused.name])
     report.rebuilt.sort(key=lambda swapped: order[swapped.name])
+    report.unfused.sort(key=lambda skipped: order[skipped.name])
     return fusion.model.root
 
 

@@ -31,14 +31,12 @@ def layer_class(chain: Chain) -> type[nn.Conv2d]:
 def change_modules(traced: Trace, chain: Chain, model: Model) -> Undo:
     """Makes the chain's convolution the fused layer, and its other modules ones that do nothing."""
     modules = [module for node in chain.nodes if (module := traced.module(node)) is not None]
-    before = [(module, type(module), _copied(module)) for module in modules]
+    before = [(module, type(module), dict(module.__dict__)) for module in modules]
     conv, *others = modules
     _become_layer(conv, traced, chain, model)
     for module in others:
         module.__class__ = torch.nn.Identity
-        module._parameters.clear()
-        module._buffers.clear()
-        module._non_persistent_buffers_set.clear()
+        module.__dict__.update(_parameters={}, _buffers={}, _non_persistent_buffers_set=set())
 
     def undo() -> None:
         for module, kind, attributes in before:
@@ -52,8 +50,8 @@ def change_modules(traced: Trace, chain: Chain, model: Model) -> Undo:
 def _become_layer(layer: torch.nn.Conv2d, traced: Trace, chain: Chain, model: Model) -> None:
     conv = traced.module(chain.conv)
     if chain.norm is not None:
-        layer._parameters["weight"], layer._parameters["bias"] = model.fold(conv, traced.module(chain.norm))
-        layer.folded = True
+        weight, bias = model.fold(conv, traced.module(chain.norm))
+        layer.__dict__.update(_parameters={**layer._parameters, "weight": weight, "bias": bias}, folded=True)
     layer.__class__ = layer_class(chain)
     if chain.addition is not None or chain.activation is not None:
         layer.activation, layer.negative_slope = chain.function.name, chain.function.negative_slope

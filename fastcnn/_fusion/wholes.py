@@ -70,16 +70,12 @@ class _Reading:
 
     def held_otherwise(self) -> None:
         """Modules that the code has at hand under other names: in plain lists, in functions it keeps."""
-        for value in vars(self._module).values():
-            if value is self._module._modules:
-                continue
-            for held in _unpacked(value):
-                if isinstance(held, Module):
-                    self.opened.update(held.modules())
-                elif getattr(held, "__closure__", None) or isinstance(
-                    held, (functools.partial, types.MethodType)
-                ):
-                    raise _Unclear
+        plain = {name: value for name, value in vars(self._module).items() if name != "_modules"}
+        for held in _unpacked(plain, set()):
+            if isinstance(held, Module):
+                self.opened.update(held.modules())
+            elif getattr(held, "__closure__", None) or isinstance(held, _BOUND):
+                raise _Unclear
 
     def read(self, function: types.FunctionType) -> None:
         tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
@@ -141,13 +137,17 @@ _GIVING = (
 )  # fmt: skip
 
 
-def _unpacked(value: object) -> Iterator[object]:
+_BOUND = (functools.partial, types.MethodType)
+
+
+def _unpacked(value: object, seen: set[int]) -> Iterator[object]:
     """What a plain container holds, and what its containers do; anything else as it is."""
-    if isinstance(value, (list, tuple, set, frozenset, dict)):
-        for inner in (*value.keys(), *value.values()) if isinstance(value, dict) else value:
-            yield from _unpacked(inner)
-    else:
+    if not isinstance(value, (list, tuple, set, frozenset, dict)):
         yield value
+    elif id(value) not in seen:
+        seen.add(id(value))
+        for inner in (*value.keys(), *value.values()) if isinstance(value, dict) else value:
+            yield from _unpacked(inner, seen)
 
 
 def _only_called(node: ast.AST, above: ast.AST) -> bool:
