@@ -86,7 +86,8 @@ def rebuilt(owner: Module, chains: list[tuple[Trace, Chain]], model: Model) -> f
     except Untraceable as error:
         return error.reason
     wanted = {_key(traced, chain) for traced, chain in chains}
-    again = [chain for chain in find(own, model).chains if _key(own, chain) in wanted]
+    additions = {traced.module(chain.conv) for traced, chain in chains if chain.addition is not None}
+    again = [chain for chain in find(own, model, additions).chains if _key(own, chain) in wanted]
     if len(again) != len(wanted):
         return "its forward, on its own, does something else"
     layers = {}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,13 +104,17 @@ class Found:
     refused: dict[Module, str]
 
 
-def find(trace: Trace, model: Model) -> Found:
-    """All chains in the graph. No node is in two of them."""
-    return _Finder(trace, model).find()
+def find(trace: Trace, model: Model, additions: Container[Module] | None = None) -> Found:
+    """All chains in the graph. No node is in two of them.
+
+    `additions` are the convolutions that are known to have one, from a graph that showed more.
+    """
+    return _Finder(trace, model, additions).find()
 
 
 class _Finder:
-    def __init__(self, trace: Trace, model: Model) -> None:
+    def __init__(self, trace: Trace, model: Model, additions: Container[Module] | None) -> None:
+        self._additions = additions
         self._trace = trace
         self._model = model
         self._memory = Memory(trace)
@@ -203,14 +208,14 @@ class _Finder:
                 and self._may_wait(ends[value], node)
             ]
             if hosts:
-                # The one that asks for the least rebuilding, else the one that runs last.
-                chain, other = min(
-                    hosts, key=lambda h: (h[0].conv.target.count("."), -self._memory.place(h[0].conv))
-                )
+                # The one that runs last waits least.
+                chain, other = max(hosts, key=lambda host: self._memory.place(host[0].conv))
                 chain.addition, chain.residual, chain.adds_in_place = node, other, in_place
 
     def _may_wait(self, chain: Chain, node: fx.Node) -> bool:
         """Whether the convolution would read the same input if it ran in the place of `node`."""
+        if self._additions is not None:
+            return self._trace.module(chain.conv) in self._additions
         return not self._memory.written_between(
             chain.conv.all_input_nodes[0], chain.conv, node, set(chain.nodes)
         )

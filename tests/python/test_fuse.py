@@ -288,6 +288,7 @@ UNLIKE_ADDITIONS = {
     "a number": lambda self, x: self.bn(self.conv(x)) + 1,
     "to itself": lambda self, x: (lambda y: y + y)(self.bn(self.conv(x))),
     "into the other": own_inplace_add,
+    "seen elsewhere": lambda self, x: (lambda y: F.relu(y + x) * y)(self.bn(self.conv(x))),
 }
 
 
@@ -942,6 +943,21 @@ def test_a_chain_that_goes_through_several_modules():
     assert set(fused.state_dict()) == expected
     for copied in (fused, copy.deepcopy(fused), pickle.loads(pickle.dumps(fused))):
         same(copied, before, picture())
+
+
+def test_a_residual_from_a_module_of_which_the_graph_does_not_show_much():
+    class Projected(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.proj = nn.Sequential(nn.Conv2d(3, 3, 1), norm(3))
+            self.f = nn.Sequential(nn.AvgPool2d(1), nn.Sigmoid())
+
+        def forward(self, x):
+            return F.relu(self.proj(x) + self.f(x))
+
+    fused, report, before = fuse(nn.Sequential(Projected()).eval())
+    assert parts(report) == ["0.proj.0 + 0.proj.1 + add + relu"]
+    same(fused, before, picture())
 
 
 def test_inner_modules_are_rebuilt_where_the_outer_one_cannot_be():
