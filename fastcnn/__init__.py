@@ -17,10 +17,11 @@ from fastcnn import ops as ops  # isort: skip
 from fastcnn import _library as _library  # isort: skip
 from fastcnn import arrays, functional, models, nn
 from fastcnn._version import __version__
-from fastcnn.convert import Report, Skipped, Swapped, convert, revert
+from fastcnn.convert import Fused, Report, Skipped, Swapped, convert, revert
 from fastcnn.plan import Plan, plan
 
 __all__ = [
+    "Fused",
     "Plan",
     "Report",
     "Skipped",

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Literal, TypeVar, overload
 
 import torch
 from torch.nn.utils import parametrize
 
 from fastcnn import nn
+from fastcnn._fusion import fuse as _fuse
+from fastcnn._fusion.layers import ConvAddAct2d
+from fastcnn._report import Fused, Report, Skipped, Swapped
+from fastcnn._report import class_name as _class_name
 
-__all__ = ["Report", "Skipped", "Swapped", "convert", "revert"]
+__all__ = ["Fused", "Report", "Skipped", "Swapped", "convert", "revert"]
 
 M = TypeVar("M", bound=torch.nn.Module)
 
@@ -23,6 +26,7 @@ _OURS: dict[type, type] = {
     torch.nn.AdaptiveMaxPool2d: nn.AdaptiveMaxPool2d,
 }
 _TORCHS: dict[type, type] = {ours: torchs for torchs, ours in _OURS.items()}
+_FUSED = (nn.ConvAct2d, nn.ConvActPool2d, ConvAddAct2d)
 _KINDRED = (
     torch.nn.modules.conv._ConvNd,
     torch.nn.modules.pooling._MaxPoolNd,
@@ -34,64 +38,45 @@ _KINDRED = (
 )
 
 
-@dataclass(frozen=True)
-class Swapped:
-    """One module whose class was changed: its name in the model, its class before and after."""
-
-    name: str
-    before: type
-    after: type
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """One convolution or pool that was left as it is, and why."""
-
-    name: str
-    kind: type
-    reason: str
-
-
-@dataclass
-class Report:
-    """What `convert` or `revert` did: printed, a table with one line for each module."""
-
-    swapped: list[Swapped] = field(default_factory=list)
-    skipped: list[Skipped] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        rows = [(_shown(s.name), _class_name(s.before), f"-> {_class_name(s.after)}") for s in self.swapped]
-        rows += [(_shown(s.name), _class_name(s.kind), f"left as it is: {s.reason}") for s in self.skipped]
-        name_width = max((len(name) for name, _, _ in rows), default=0)
-        kind_width = max((len(kind) for _, kind, _ in rows), default=0)
-        lines = [f"{len(self.swapped)} swapped, {len(self.skipped)} left as they are"]
-        lines += [f"  {name:<{name_width}}  {kind:<{kind_width}}  {what}" for name, kind, what in rows]
-        return "\n".join(lines)
-
-
-def _shown(name: str) -> str:
-    return name or "(the model itself)"
-
-
-def _class_name(kind: type) -> str:
-    module = kind.__module__
-    for long, short in (("torch.nn.modules.", "torch.nn"), ("fastcnn.nn", "fastcnn.nn")):
-        if module.startswith(long):
-            module = short
-    return f"{module}.{kind.__qualname__}"
-
-
 @overload
 def convert(
-    model: M, *, filter: Callable[[str, torch.nn.Module], bool] | None = ..., report: Literal[False] = ...
+    model: M,
+    *,
+    fuse: Literal[False] = ...,
+    filter: Callable[[str, torch.nn.Module], bool] | None = ...,
+    report: Literal[False] = ...,
 ) -> M: ...
 @overload
 def convert(
-    model: M, *, filter: Callable[[str, torch.nn.Module], bool] | None = ..., report: Literal[True]
+    model: M,
+    *,
+    fuse: Literal[False] = ...,
+    filter: Callable[[str, torch.nn.Module], bool] | None = ...,
+    report: Literal[True],
 ) -> tuple[M, Report]: ...
+@overload
 def convert(
-    model: M, *, filter: Callable[[str, torch.nn.Module], bool] | None = None, report: bool = False
-) -> M | tuple[M, Report]:
+    model: torch.nn.Module,
+    *,
+    fuse: bool,
+    filter: Callable[[str, torch.nn.Module], bool] | None = ...,
+    report: Literal[False] = ...,
+) -> torch.nn.Module: ...
+@overload
+def convert(
+    model: torch.nn.Module,
+    *,
+    fuse: bool,
+    filter: Callable[[str, torch.nn.Module], bool] | None = ...,
+    report: Literal[True],
+) -> tuple[torch.nn.Module, Report]: ...
+def convert(
+    model: torch.nn.Module,
+    *,
+    fuse: bool = False,
+    filter: Callable[[str, torch.nn.Module], bool] | None = None,
+    report: bool = False,
+) -> torch.nn.Module | tuple[torch.nn.Module, Report]:
     """Make every torch Conv2d, MaxPool2d, AvgPool2d, AdaptiveAvgPool2d and AdaptiveMaxPool2d in `model` ours.
 
     Only the class of each module changes, in place: parameters, buffers, hooks, state_dict keys, training
@@ -100,15 +85,59 @@ def convert(
     Subclasses of torch's layers are somebody's own code: they are left alone, as is anything scripted or
     quantised; the report names them.
 
+    `fuse` makes a model for inference of one in evaluation mode: a BatchNorm2d after a convolution is folded
+    into its weights (in float64, rounded once), and an addition and an activation after it become part of its
+    kernel. That is done where it can be proved to change nothing but rounding: every module is called once,
+    nobody else sees the values between, no hooks, no shared parameters. The forwards are traced with
+    `torch.fx` for it, on no data; where one cannot be traced, what it calls is looked into instead. A fused
+    convolution is a `ConvAct2d` (a `Conv2d` if only a BatchNorm went into it) with new parameters where a
+    BatchNorm was folded; the modules that it makes up for become `torch.nn.Identity`. Where the code itself
+    has to change (it calls ``F.relu`` or adds, or calls one ReLU twice), the smallest module around it is
+    replaced by a `torch.fx.GraphModule` of the same layers, whose way through its code is what it was in
+    evaluation mode; other methods and attributes of that module are gone.
+
+    It cannot be undone, and state_dict keys change: save before it. Gradients flow through a fused model, and
+    ``train()`` leaves the folded BatchNorms the constants they are.
+
     Args:
         model: any module; it may itself be one of the layers.
-        filter: called with each candidate's name and module; False leaves that one alone.
+        fuse: also fold BatchNorms, and fuse additions and activations.
+        filter: called with each candidate's name and module; False leaves that one alone, and a convolution
+            unfused.
         report: also return the `Report`.
 
     Returns:
-        `model` itself, or ``(model, Report)``.
+        `model` itself, or ``(model, Report)``. With `fuse`, use what is returned: if the model's own forward
+        had to change, that is a GraphModule that takes its place.
+
+    Raises:
+        TypeError: `model` is no module.
+        ValueError: `fuse`, and `model` is in training mode.
     """
-    return _exchange(model, _OURS, filter, report)
+    _check_module(model)
+    done = Report()
+    if filter is not None:
+        filter = _asked_once(filter)
+    if fuse and model.training:
+        raise ValueError(
+            "convert(fuse=True) folds BatchNorms as they are in evaluation mode, but the model is in "
+            "training mode: call model.eval() first"
+        )
+    if fuse and not isinstance(model, torch.jit.ScriptModule):
+        model = _fuse(model, filter or (lambda name, module: True), done)
+    _exchange(model, _OURS, filter, done)
+    return (model, done) if report else model
+
+
+def _asked_once(filter: Callable[[str, torch.nn.Module], bool]) -> Callable[[str, torch.nn.Module], bool]:
+    answers: dict[torch.nn.Module, bool] = {}
+
+    def remembered(name: str, module: torch.nn.Module) -> bool:
+        if module not in answers:
+            answers[module] = bool(filter(name, module))
+        return answers[module]
+
+    return remembered
 
 
 @overload
@@ -126,20 +155,25 @@ def revert(
 
     A `ConvAct2d` stays (torch has no layer that also applies the activation), unless its activation is
     "none", and so does a `ConvActPool2d`; the report names them. They work without our kernels all the same.
+    What ``convert(fuse=True)`` folded stays folded; the report says so.
     """
-    return _exchange(model, _TORCHS, filter, report)
+    _check_module(model)
+    done = Report()
+    _exchange(model, _TORCHS, filter, done)
+    return (model, done) if report else model
 
 
-def _exchange(model, classes, filter, report):
+def _check_module(model) -> None:
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, but is {type(model).__name__}")
-    done = Report()
+
+
+def _exchange(model, classes, filter, done) -> None:
     if isinstance(model, torch.jit.ScriptModule):
         done.skipped.append(Skipped("", type(model), "a scripted module runs its own compiled code"))
     else:
         for name, module in _modules(model, done):
             _exchange_one(name, module, classes, filter, done)
-    return (model, done) if report else model
 
 
 def _modules(model: torch.nn.Module, done: Report) -> list[tuple[str, torch.nn.Module]]:
@@ -172,6 +206,8 @@ def _exchange_one(name, module, classes, filter, done) -> None:
         target = torch.nn.Conv2d
     else:
         target = classes.get(plain)
+    if classes is _TORCHS and getattr(module, "folded", False):
+        done.skipped.append(Skipped(name, plain, "a BatchNorm is folded into its weights, and stays there"))
     if target is None:
         reason = _reason(plain, classes)
         if reason is not None:
@@ -192,11 +228,11 @@ def _namespace(kind: type) -> dict[str, object]:
 def _reason(kind: type, classes: dict[type, type]) -> str | None:
     """Why a convolution or pool cannot change; None for modules that this is not about."""
     if classes is _TORCHS:
-        if kind in (nn.ConvAct2d, nn.ConvActPool2d):
+        if kind in _FUSED:
             return "torch has no layer that applies the activation too; it runs without our kernels as well"
         base = next((ours for ours in _TORCHS if issubclass(kind, ours)), None)
         return base and f"a subclass of {_class_name(base)}, with code of its own"
-    if kind in _TORCHS or kind in (nn.ConvAct2d, nn.ConvActPool2d):
+    if kind in _TORCHS or kind in _FUSED:
         return None
     if kind.__module__.startswith("torch.ao.") and ("Conv" in kind.__name__ or "Pool" in kind.__name__):
         return "quantised layers have kernels of their own"

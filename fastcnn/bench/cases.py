@@ -29,6 +29,7 @@ _POOL_PASSES = {"fprop": "{}", "backward": "{}_backward", "forward_backward": "{
 _MODEL_PASSES = {
     "inference": "model_inference",
     "training": "model_training",
+    "inference_fused": "model_inference_fused",
     "inference_compiled": "model_inference_compiled",
     "training_compiled": "model_training_compiled",
 }

@@ -45,12 +45,13 @@ _MODES = {"compile": None, "compile_max_autotune": "max-autotune-no-cudagraphs"}
 def network_problem(case: Case, device: torch.device, *, autotune: bool = True) -> Problem:
     """The case's contenders: ours, eager torch, and torch.compile in two modes.
 
-    Ours runs eagerly, and compiled where the operation's name ends in "_compiled". `autotune` False leaves
-    max-autotune out, which takes minutes for a large network.
+    Ours runs eagerly, compiled where the operation's name ends in "_compiled", converted with ``fuse=True``
+    where it ends in "_fused". `autotune` False leaves max-autotune out, which takes minutes for a large
+    network.
     """
     row = case.row
     assert isinstance(row, OtherRow)
-    training = case.op != "model_inference" and case.op != "model_inference_compiled"
+    training = not case.op.startswith("model_inference")
     ours, torchs, classes = _networks(case, device)
     dtype = getattr(torch, case.dtype)
     make = _training_way if training else _inference_way
@@ -108,7 +109,8 @@ def _networks(case: Case, device: torch.device) -> tuple[nn.Module, nn.Module, i
     else:
         torchs = find_model(row.layer).to(device)
         _settle(torchs, row, device)
-        pair = (fastcnn.convert(copy.deepcopy(torchs)), torchs)
+        ours = copy.deepcopy(torchs).eval()  # the mode is set below; fusing asks for this one
+        pair = (fastcnn.convert(ours, fuse=case.op.endswith("_fused")), torchs)
     training = case.op == "small_cnn_step" or case.op.startswith("model_training")
     memory_format = torch.channels_last if case.layout == "channels_last" else torch.contiguous_format
     for network in pair:

@@ -167,12 +167,17 @@ def chosen_cases(arguments: argparse.Namespace) -> list[Case]:
     passes = list(arguments.passes or ())
     if arguments.model:
         rows.append(model_row(arguments.model, arguments.batch))
+        if arguments.fuse and (arguments.train or passes or rows[-1].suite != "models"):
+            raise UserError(
+                "--fuse is inference with BatchNorms, additions and activations fused: leave out "
+                "--train and --pass, and name a model other than small_cnn"
+            )
         if not passes and rows[-1].suite == "models":
-            passes = ["training"] if arguments.train else ["inference"]
+            passes = ["training" if arguments.train else "inference_fused" if arguments.fuse else "inference"]
             if len(rows) > 1:
                 raise UserError("--model is measured alone: leave out --suite, --conv and --pool")
-    elif arguments.batch is not None or arguments.train:
-        raise UserError("--batch and --train go with --model")
+    elif arguments.batch is not None or arguments.train or arguments.fuse:
+        raise UserError("--batch, --train and --fuse go with --model")
     if rows and arguments.quick:
         raise UserError("--quick is a selection of its own: leave out --suite, --conv, --pool and --model")
     if not rows:

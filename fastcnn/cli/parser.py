@@ -177,6 +177,11 @@ def _add_bench(commands) -> None:
     )
     group.add_argument("--batch", type=positive_int, metavar="N", help="of --model; default 128")
     group.add_argument("--train", action="store_true", help="of --model: a training step, not inference")
+    group.add_argument(
+        "--fuse",
+        action="store_true",
+        help="of --model: inference with BatchNorms, additions and activations fused",
+    )
     group.add_argument("--quick", action="store_true", help="the selection that is taken if nothing is named")
     group = parser.add_argument_group("how")
     group.add_argument(

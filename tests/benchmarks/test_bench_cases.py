@@ -95,7 +95,9 @@ def tiny_classifier(num_classes=10):
     )
 
 
-@pytest.mark.parametrize("op", ["model_inference", "model_training", "model_inference_compiled"])
+@pytest.mark.parametrize(
+    "op", ["model_inference", "model_training", "model_inference_fused", "model_inference_compiled"]
+)
 def test_a_whole_model_agrees(operators_on_cpu, nothing_compiled, monkeypatch, op):
     monkeypatch.setattr(networks, "find_model", lambda name: tiny_classifier())
     row = OtherRow("models", "tiny", batch=4, image=(3, 12, 12))

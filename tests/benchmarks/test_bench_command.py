@@ -50,6 +50,8 @@ def test_pools_from_flags():
 def test_models_and_selections_from_flags():
     (case,) = command.chosen_cases(parsed("--model", "resnet50", "--batch", "32", "--train"))
     assert (case.row.layer, case.row.batch, case.op) == ("resnet50", 32, "model_training")
+    (case,) = command.chosen_cases(parsed("--model", "resnet50", "--fuse"))
+    assert case.op == "model_inference_fused"
     (case,) = command.chosen_cases(parsed("--model", "small_cnn"))
     assert (case.op, case.row.image) == ("small_cnn_step", (1, 28, 28))
     assert command.chosen_cases(parsed()) == command.chosen_cases(parsed("--quick"))
@@ -72,6 +74,9 @@ def test_models_and_selections_from_flags():
         (["--pool", "adaptive_avg", "1x3x8x8", "1x1", "--stride", "2"], "an adaptive pool has none"),
         (["--stride", "2"], "--stride goes with --conv or --pool"),
         (["--train"], "go with --model"),
+        (["--fuse"], "go with --model"),
+        (["--model", "resnet50", "--fuse", "--train"], "--fuse is inference"),
+        (["--model", "small_cnn", "--fuse"], "--fuse is inference"),
         (["--quick", "--suite", "vgg16_224"], "--quick is a selection of its own"),
         (["--suite", "pool_vgg16", "--pass", "wgrad"], "nothing is left to measure"),
         (["--suite", "vgg16_224", "--csv", "/no/such/folder/a.csv"], "there is no folder /no/such/folder"),
