@@ -164,6 +164,8 @@ class _Finder:
             return "its parameters are used outside it"
         names = node.target.split(".")
         around = [self._trace.root.get_submodule(".".join(names[:i])) for i in range(1, len(names))]
+        if any(holder in self._calls for holder in around):
+            return "it is in a module that is called as a whole, too"
         return self._model.problem(module) or self._model.holders_problem(around)
 
     def _norm(self, node: fx.Node) -> torch.nn.BatchNorm2d | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import operator
 import pickle
-from collections import Counter
+from collections import Counter, OrderedDict
 
 import pytest
 import torch
@@ -288,6 +288,7 @@ UNLIKE_ADDITIONS = {
     "a number": lambda self, x: self.bn(self.conv(x)) + 1,
     "to itself": lambda self, x: (lambda y: y + y)(self.bn(self.conv(x))),
     "into the other": own_inplace_add,
+    "activated, and seen elsewhere": lambda self, x: (lambda y: F.relu(y) * y)(self.bn(self.conv(x))),
     "seen elsewhere": lambda self, x: (lambda y: F.relu(y + x) * y)(self.bn(self.conv(x))),
 }
 
@@ -549,6 +550,47 @@ def test_a_hook_on_a_module_that_would_be_rebuilt():
     same(fused, before, picture(1, 4, 5, 5))
 
 
+def test_parts_of_a_hooked_module_that_are_used_from_outside():
+    def forward(self, x):
+        return self.inner(x) + self.inner[0](x)
+
+    model = Code(forward, inner=nn.Sequential(nn.Conv2d(3, 3, 1), norm(3)))
+    model.inner.register_forward_hook(lambda *_: None)
+    fused, report, before = fuse(model)
+    assert report.fused == []
+    assert "inner: parts of it are used from outside it" in reasons(report)
+    assert type(fused.inner[0]) is fnn.Conv2d
+    same(fused, before, picture())
+
+
+class Peeking(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner[0](x) if x.mean() > -100 else x
+
+
+def test_a_module_that_somebody_else_holds_too():
+    inner = nn.Sequential(nn.Conv2d(3, 3, 1), norm(3))
+    model = Code(lambda self, x: self.inner(x) + self.peeking(x), inner=inner, peeking=Peeking(inner))
+    fused, report, before = fuse(model)
+    assert report.fused == []
+    assert "inner.0: a module around it has several places in the model" in reasons(report)
+    same(fused, before, picture())
+
+
+def test_what_was_rebuilt_shares_no_containers_with_what_it_was():
+    model = Code(lambda self, x: F.relu(self.conv(x)))
+    fused = fastcnn.convert(model, fuse=True)
+    assert fused.conv.weight is model.conv.weight
+    fused.conv.weight = nn.Parameter(torch.zeros(3, 3, 3, 3))
+    fused.conv.register_forward_hook(lambda *_: None)
+    assert model.conv.weight.any()
+    assert not model.conv._forward_hooks
+
+
 def test_an_activation_with_a_hook_stays():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), norm(4), nn.ReLU()).eval()
     seen = []
@@ -583,14 +625,48 @@ def opaque(x):
     return x
 
 
-@pytest.mark.parametrize("forward", [written_before_it_is_added, written_by_a_view, written_by_anybody])
+def written_by_a_function(self, x):
+    return F.relu(self.bn(self.conv(x)) + torch.relu_(x))
+
+
+def written_by_an_option(self, x):
+    return F.relu(self.bn(self.conv(x)) + F.relu(x, True))
+
+
+def written_by_a_module(self, x):
+    return F.relu(self.bn(self.conv(x)) + self.relu(x))
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        written_before_it_is_added,
+        written_by_a_view,
+        written_by_anybody,
+        written_by_a_function,
+        written_by_an_option,
+        written_by_a_module,
+    ],
+)
 def test_an_input_that_is_written_to_is_read_in_time(forward):
-    fused, report, before = fuse(Code(forward))
+    fused, report, before = fuse(Code(forward, relu=nn.ReLU(inplace=True)))
     assert parts(report) == ["conv + bn"]
     x = picture()
     y = x.clone()
     torch.testing.assert_close(fused(x), before(y), rtol=1e-4, atol=1e-4)
     assert torch.equal(x, y)
+
+
+def test_an_input_that_is_written_to_before_the_activation():
+    def forward(self, x):
+        y = self.conv(x)
+        x += 1
+        return F.relu(self.bn(y)) + x
+
+    fused, report, before = fuse(Code(forward))
+    assert parts(report) == ["conv + bn + relu"]
+    x = picture()
+    torch.testing.assert_close(fused(x.clone()), before(x.clone()), rtol=1e-4, atol=1e-4)
 
 
 def test_writing_elsewhere_does_not_matter():
@@ -657,6 +733,7 @@ class Deciding(nn.Module):
         self.tapped = nn.Sequential(nn.Conv2d(3, 3, 1), norm(3), nn.ReLU())
         self.looped = nn.Sequential(nn.Conv2d(3, 3, 1), norm(3), nn.ReLU())
         self.read = nn.Sequential(nn.Conv2d(3, 3, 1), norm(3))
+        self.named = nn.Sequential(OrderedDict(conv=nn.Conv2d(3, 3, 1), bn=norm(3)))
         self.blocks = nn.ModuleList([nn.Sequential(nn.Conv2d(3, 3, 1), norm(3)) for _ in range(2)])
         self.pairs = nn.ModuleList([nn.Sequential(nn.Conv2d(3, 3, 1), norm(3)) for _ in range(2)])
         self.eval()
@@ -668,6 +745,7 @@ class Deciding(nn.Module):
             x = layer(x)
         for i, block in enumerate(self.blocks):
             x = block(x) if i > 0 else block(x) * 2
+        x = self.named.bn(self.named.conv(x) + 1)
         for pair in self.pairs:
             x = pair[1](pair[0](x) + 1)
         return x
@@ -688,7 +766,7 @@ def test_data_dependent_code_is_left_and_what_it_calls_is_fused():
         "3 + 4",
     ]
     assert "2: its forward cannot be traced: it looks at values to know what to do" in reasons(report)
-    for name in ("tapped", "looped", "read", "pairs.0", "pairs.1"):
+    for name in ("tapped", "looped", "read", "named", "pairs.0", "pairs.1"):
         assert f"2.{name}: the code around it may use its parts one by one" in reasons(report)
     assert type(fused[2]) is Deciding
     for sign in (1, -1):
