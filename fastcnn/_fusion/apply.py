@@ -99,6 +99,7 @@ def rebuilt(owner: Module, chains: list[tuple[Trace, Chain]], model: Model) -> f
         layers[chain.conv.target] = layer
     for chain in again:
         _rewrite(own.graph, chain)
+    own.graph.lint()
     return _graph_module(own, layers)
 
 

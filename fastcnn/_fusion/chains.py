@@ -63,7 +63,6 @@ class Chain:
     conv: fx.Node
     norm: fx.Node | None = None
     addition: fx.Node | None = None
-    residual: fx.Node | None = None
     adds_in_place: bool = False
     activation: fx.Node | None = None
     function: Activation = Activation("none")
@@ -73,6 +72,13 @@ class Chain:
     @property
     def nodes(self) -> list[fx.Node]:
         return [node for node in (self.conv, self.norm, self.addition, self.activation) if node is not None]
+
+    @property
+    def residual(self) -> fx.Node:
+        """What the addition adds, as its operands are now: rewriting another chain may change them."""
+        own = self.norm or self.conv
+        (other,) = (value for value in self.addition.args if value is not own)
+        return other
 
     @property
     def end(self) -> fx.Node:
@@ -202,8 +208,8 @@ class _Finder:
             in_place = in_place_operand(self._trace, node)
             # Written to, the first operand may be seen changed by others: it must be the chain's own.
             hosts = [
-                (ends[value], other)
-                for value, other in (operands, operands[::-1])
+                ends[value]
+                for value in operands
                 if value in ends
                 and len(value.users) == 1
                 and not (in_place and value is not operands[0])
@@ -211,8 +217,8 @@ class _Finder:
             ]
             if hosts:
                 # The one that runs last waits least.
-                chain, other = max(hosts, key=lambda host: self._memory.place(host[0].conv))
-                chain.addition, chain.residual, chain.adds_in_place = node, other, in_place
+                chain = max(hosts, key=lambda host: self._memory.place(host.conv))
+                chain.addition, chain.adds_in_place = node, in_place
 
     def _may_wait(self, chain: Chain, node: fx.Node) -> bool:
         """Whether the convolution would read the same input if it ran in the place of `node`."""

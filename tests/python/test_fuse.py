@@ -679,6 +679,19 @@ def test_writing_elsewhere_does_not_matter():
     same(fused, before, picture())
 
 
+def test_a_residual_that_another_chain_gives():
+    def forward(self, x):
+        y = F.relu(self.other(x))
+        x = F.relu(self.bn(self.conv(x)) + y)
+        return F.silu(self.last(x) + F.silu(self.before(y)))
+
+    modules = {name: nn.Conv2d(3, 3, 1) for name in ("other", "last", "before")}
+    fused, report, before = fuse(Code(forward, **modules))
+    expected = ["before + silu", "conv + bn + add + relu", "last + add + silu", "other + relu"]
+    assert sorted(parts(report)) == expected
+    same(fused, before, picture())
+
+
 def test_in_place_on_a_value_that_others_see():
     def forward(self, x):
         y = self.bn(self.conv(x))
