@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import operator
 import pickle
+import random
 from collections import Counter, OrderedDict
 
 import pytest
@@ -731,6 +732,81 @@ class Outer(nn.Module):
         x -= 1
         x /= 3
         return x + x.shape[0]
+
+
+class Program(nn.Module):
+    """A forward of random steps, in place and not, on values that may be used again."""
+
+    def __init__(self, chance: random.Random, depth: int = 1) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList()
+        self.relu = nn.ReLU(inplace=chance.random() < 0.5)
+        self.steps: list[tuple] = []
+        for number in range(chance.randint(4, 9)):
+            kinds = [
+                "conv",
+                "conv",
+                "norm",
+                "norm",
+                "module",
+                "relu",
+                "relu_",
+                "silu",
+                "add",
+                "add",
+                "iadd",
+                "mul_",
+            ]
+            kind = chance.choice([*kinds, "program"] if depth else kinds)
+            make = {"conv": lambda: nn.Conv2d(3, 3, 3, padding=1), "norm": lambda: norm(3)}
+            make["program"] = lambda: Program(chance, depth - 1)
+            if kind in make:
+                again = [i for i, (of, *_) in enumerate(self.steps) if of == kind and chance.random() < 0.05]
+                self.layers.append(self.layers[again[0]] if again else make[kind]())
+            else:
+                self.layers.append(nn.Identity())
+            # The last value most often: chains are what is looked for.
+            of, other = (number if chance.random() < 0.75 else chance.randint(0, number) for _ in range(2))
+            self.steps.append((kind, of, other))
+
+    def forward(self, x):
+        values = [x]
+        for layer, (kind, of, other) in zip(self.layers, self.steps, strict=True):
+            value = values[of]
+            if kind in ("conv", "norm", "program"):
+                value = layer(value)
+            elif kind == "add":
+                value = value + values[other]
+            elif kind == "iadd":
+                value += values[other]
+            elif kind == "module":
+                value = self.relu(value)
+            else:
+                value = {"relu": F.relu, "relu_": F.relu_, "silu": F.silu, "mul_": lambda v: v.mul_(0.5)}[
+                    kind
+                ](value)
+            values.append(value)
+        return values[-1] + values[-2] * 0.5
+
+
+@pytest.mark.parametrize("first", (0, 30))
+def test_random_programs(first, aten_on_cpu):
+    """Values, and what is written to the input, are those of the model as it was."""
+    fused_sites = 0
+    for number in range(first, first + 30):
+        torch.manual_seed(number)
+        model = Program(random.Random(number)).eval()
+        fused, report, before = fuse(model)
+        fused_sites += len(report.fused)
+        x = picture().double()
+        y = x.clone()
+        with torch.no_grad():
+            got, expected = fused.double()(x), before.double()(y)
+        torch.testing.assert_close(
+            got, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()), msg=str(number)
+        )
+        torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-4 * float(y.abs().max()))
+    assert fused_sites > 10
 
 
 # What cannot be traced
