@@ -8,7 +8,7 @@
 // Arithmetic per output and channel: S * K conversions, S * (K - 1) + K - 1 comparisons or additions: 6 + 6
 // for 3x3/2, 3 + 4 for 3x3/1, against 9 + 8 of the general kernel; maxima of 16-bit types need no conversion
 // and go two channels at a time. Memory bound.
-// Registers (ptxas, sm_90a): 72 to 92.
+// Registers (ptxas, sm_90a): 62 to 72, three blocks an SM; maxima at S = 1 78 to 92, two.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -30,7 +30,8 @@ struct StripFpropShared {
 static_assert(sizeof(StripFpropShared<float, 2>) == strip_fprop_bytes(2));
 
 template <class T, bool kMax, int K, int S>
-__global__ void __launch_bounds__(kStripThreads, 2) strip_fprop(const __grid_constant__ StripParams params) {
+__global__ void __launch_bounds__(kStripThreads, kMax&& S == 1 ? 2 : 3)
+    strip_fprop(const __grid_constant__ StripParams params) {
   using Acc = accumulator_t<T>;
   constexpr int V = 16 / sizeof(T);
   using Part = typename PartOf<kMax, T, V>::type;

@@ -295,6 +295,8 @@ std::vector<Pool2dProblem> edge_shapes() {
   add(sliding(2, 16, 10, 8, 3, 1, 1, false, 2));
   add(sliding(2, 8, 9, 15, 3, 1, 0, false, 3));
   add(sliding(1, 8, 12, 9, 3, 2, 3, false, 3));
+  // A window of the image's size that its dilation carries beyond it is not global.
+  add(sliding(2, 16, 4, 4, 4, 4, 0, true, 2));
   // Large windows on small planes.
   for (const int c : {1, 8, 12, 40}) add(sliding(2, c, 7, 9, 5, 1, 2));
   add(sliding(1, 16, 3, 5, 4, 3, 2));
