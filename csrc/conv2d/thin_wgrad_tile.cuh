@@ -81,7 +81,7 @@ __device__ inline void bring_grad(SharedArray<T, kArena<T>>& arena, const ThinWg
     const int64_t offset = image * params.dy.stride_n + filter * params.dy.stride_c +
                            (row + h) * params.dy.stride_h + (column + w) * params.dy.stride_w;
     const int at = line * params.dy_pitch + vector * V;
-    const bool whole = ChannelsLast || column + w + V <= params.out_w;
+    const bool whole = ChannelsLast ? filter + V <= params.filters : column + w + V <= params.out_w;
     if (params.dy_vectors && (!exists || whole)) {
       if (copies) {
         ptx::cp_async<16>(arena.address(at), data + offset, exists);

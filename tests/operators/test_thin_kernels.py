@@ -69,6 +69,9 @@ SHAPES = [
     thin("1x1-stride-2", 3, 16, (5, 7), (1, 1), stride=(2, 2)),
     thin("one-column", 3, 8, (9, 1), (3, 1)),
     thin("one-row", 3, 8, (1, 9), (1, 3)),
+    # Strides that are never walked allow vectors, the last of which is not whole.
+    thin("one-row-one-filter", 2, 1, (1, 9), (1, 3), batch=1, padding=(0, 0, 1, 1)),
+    thin("one-pixel-9-filters", 3, 9, (3, 3), batch=1),
     thin("one-output-pixel", 3, 8, (4, 4), (4, 4), batch=5),
     thin("uneven-stride", 3, 8, (9, 12), stride=(1, 3), **SAME),
     thin("stride-over-kernel", 3, 8, (13, 14), (2, 2), stride=(5, 3)),
@@ -141,8 +144,9 @@ def named(*ids: str) -> list[Conv]:
 @parametrize("case", SHAPES)
 def test_integers_are_exact(chip, case, layout):
     chip(132)
-    check(case, torch.float32, layout)
-    # The two half types share their kernels' code: each takes one of the layouts.
+    # A shape takes float32 in one of the layouts. The two half types share their kernels' code.
+    if SHAPES.index(case) % 2 == (layout == "nhwc"):
+        check(case, torch.float32, layout)
     check(case, torch.float16 if layout == "nhwc" else torch.bfloat16, layout)
 
 
