@@ -429,7 +429,7 @@ def test_phases_of_the_stride_share_a_launch(chip, layout, stride, dilation, ker
         ((2, 33), (1, 2), (3, 32), (0, 1), (1, 20)),
         ((6, 6), (1, 1), (70000, 46341), (0, 0), (1, 1)),
         ((5, 5), (3, 3), (1000003, 1), (2, 1), (1, 1)),
-        ((1, 1), (2, 2), (65537, 1), (65535, 0), (65535, 1)),
+        ((1, 1), (2, 2), (131071, 1), (131069, 0), (131069, 1)),
     ],
     ids=["over-the-image", "dilated", "one-pixel", "one-axis", "wide", "far", "far-tall", "far-dilated"],
 )
