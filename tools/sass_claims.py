@@ -23,8 +23,12 @@ class Claim:
 
 
 CLAIMS = (
-    Claim(rf"^generic::image_kernel<({HALF}|float), .*Image<\w+, [48],", {WIDE_LOAD: "operands by 16 bytes"}),
-    Claim(r"^generic::image_kernel<float, ", {WIDE_STORE: "four results a store", r"LDS\.128": "tiles"}),
+    Claim(
+        rf"^generic::image_kernel<({HALF}, .*> ?, 8|float, .*> ?, 4),", {WIDE_LOAD: "operands by 16 bytes"}
+    ),
+    Claim(r"^generic::image_kernel<float, ", {r"LDS\.128": "tiles"}),
+    # The 16 x 16 tile's threads end with one result each.
+    Claim(r"^generic::image_kernel<float, (?!generic::SlicedTile<16)", {WIDE_STORE: "four results a store"}),
     Claim(
         rf"^generic::wgrad_kernel<({HALF}, .*> ?, 8|float, .*> ?, 4),", {WIDE_LOAD: "operands by 16 bytes"}
     ),

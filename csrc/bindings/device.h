@@ -8,6 +8,8 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstddef>
+#include <map>
+#include <mutex>
 #include <stdexcept>
 
 #include "common/chip.h"
@@ -15,7 +17,7 @@
 
 namespace fastcnn {
 
-inline Chip chip_of_device(int device) {
+inline Chip read_chip(int device) {
   const auto attribute = [device](cudaDeviceAttr which) {
     int value = 0;
     check_cuda(cudaDeviceGetAttribute(&value, which, device), "cudaDeviceGetAttribute");
@@ -27,6 +29,15 @@ inline Chip chip_of_device(int device) {
   chip.sm_count = attribute(cudaDevAttrMultiProcessorCount);
   chip.shared_bytes_per_block = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
   return chip;
+}
+
+// A device's attributes never change: the driver is asked once.
+inline Chip chip_of_device(int device) {
+  static std::mutex mutex;
+  static std::map<int, Chip> known;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = known.find(device);
+  return found != known.end() ? found->second : known.emplace(device, read_chip(device)).first->second;
 }
 
 inline Chip current_chip() {
