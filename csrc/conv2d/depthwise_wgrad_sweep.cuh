@@ -52,7 +52,7 @@ struct SweepTile {
   static constexpr int kXRows = (kRows - 1) * kStride + kWindow;
   static constexpr int kSums = kWindow * kWindow * kVector;
   static constexpr int kThreads = kWhole ? kSweepThreads : kSweepMostThreads;
-  static constexpr int kBlocks = kWhole ? 3 : 1;
+  static constexpr int kBlocks = kWhole ? sweep_blocks(kChannelsLast, kWindow) : 1;
 };
 
 template <class T>
