@@ -34,6 +34,7 @@ CLAIMS = (
     ),
     Claim(rf"^depthwise_[fd]\w+<({HALF}, 8|float, 4)>", {WIDE_LOAD: "a vector of x", WIDE_STORE: "and of y"}),
     Claim(r"^grouped::image_kernel<", {WIDE_COPY: "the box of pixels"}),
+    Claim(r"^sweep::sweep_kernel<", {WIDE_COPY: "rows and planes of x and dy"}),
     Claim(
         r"^grouped::image_mma_kernel<",
         {WIDE_COPY: "the box of pixels", TENSOR_CORES: "products", WIDE_STORE: "results"},

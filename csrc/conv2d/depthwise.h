@@ -57,12 +57,12 @@ struct DepthwisePlan {
 DepthwisePlan plan_depthwise(Conv2dPass pass, const Conv2dParams& params, const Chip& chip,
                              int64_t launch_pixels = kLaunchPixels);
 
-// wgrad in one sweep; nothing where that does not cover the problem.
-std::optional<DepthwisePlan> plan_depthwise_sweep(const Conv2dParams& params, const Chip& chip);
-
 // The same without the fast kernels.
 DepthwisePlan plan_any_depthwise(Conv2dPass pass, const Conv2dParams& params, const Chip& chip,
                                  int64_t launch_pixels = kLaunchPixels);
+
+// wgrad in one sweep; nothing where that does not cover the problem.
+std::optional<DepthwisePlan> plan_depthwise_sweep(const Conv2dParams& params, const Chip& chip);
 
 void launch_depthwise_fprop(const Conv2dParams& params, const DepthwisePlan& plan, cudaStream_t stream);
 void launch_depthwise_dgrad(const Conv2dParams& params, const DepthwisePlan& plan, cudaStream_t stream);

@@ -356,9 +356,8 @@ std::optional<DepthwisePlan> plan_layout(const Conv2dParams& conv, const Chip& c
   const int64_t chunks = ceil_div(problem.c, params.chunk_channels);
   const int64_t tiles = ceil_div(problem.q, columns);
   const int64_t blocks = chunks * tiles * window_groups;
-  // What registers leave room for, at 128 a thread, and shared memory.
-  const int by_threads = params.block_windows <= 4 ? 3 : (params.block_windows <= 8 ? 2 : 1);
-  const int resident = std::clamp(chip.shared_bytes_per_block / (kSweepArenaBytes + 1024), 1, by_threads);
+  const int by_registers = whole ? sweep_blocks(channels_last, window) : (params.block_windows <= 4 ? 3 : 1);
+  const int resident = std::clamp(chip.shared_bytes_per_block / (kSweepArenaBytes + 1024), 1, by_registers);
   const int64_t slots = int64_t{resident} * chip.sm_count;
   if (!choose_stage(shape, columns, blocks, slots)) return std::nullopt;
 

@@ -28,6 +28,11 @@ constexpr int sweep_vector(bool channels_last, int window, bool whole) {
   return whole && window < 7 ? 4 : 2;
 }
 
+// Blocks on an SM that registers leave room for, where the window is the kernel: 100 sums a thread take more.
+constexpr int sweep_blocks(bool channels_last, int window) {
+  return channels_last && window > 3 ? 2 : 3;
+}
+
 struct DepthwiseSweepParams {
   Conv2dProblem problem;  // without the pixels of x that no tap reads
   TensorView x;
