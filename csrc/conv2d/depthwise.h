@@ -60,7 +60,7 @@ DepthwisePlan plan_depthwise(Conv2dPass pass, const Conv2dParams& params, const 
 // wgrad in one sweep; nothing where that does not cover the problem.
 std::optional<DepthwisePlan> plan_depthwise_sweep(const Conv2dParams& params, const Chip& chip);
 
-// The same without the fast kernels.
+// plan_depthwise without the fast kernels.
 DepthwisePlan plan_any_depthwise(Conv2dPass pass, const Conv2dParams& params, const Chip& chip,
                                  int64_t launch_pixels = kLaunchPixels);
 
