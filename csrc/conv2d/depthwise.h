@@ -57,7 +57,7 @@ struct DepthwisePlan {
 DepthwisePlan plan_depthwise(Conv2dPass pass, const Conv2dParams& params, const Chip& chip,
                              int64_t launch_pixels = kLaunchPixels);
 
-// The same without the fast kernels.
+// plan_depthwise without the fast kernels.
 DepthwisePlan plan_any_depthwise(Conv2dPass pass, const Conv2dParams& params, const Chip& chip,
                                  int64_t launch_pixels = kLaunchPixels);
 

@@ -31,11 +31,13 @@ struct DepthwiseThreadShape {
   }
 };
 
+// As many rows as leave three blocks an SM their registers, and rings of wide images their shared memory.
 // Seven columns: the widths of image networks are multiples of it, and lanes an odd number of pixels apart
 // read from different banks. Transposed ones come in pairs.
 constexpr DepthwiseThreadShape depthwise_strip_shape(int kernel, DepthwiseStep step) {
   if (step == DepthwiseStep::kTransposed) return {kernel, step, 2, kernel == 7 ? 6 : 14};
-  return {kernel, step, step == DepthwiseStep::kTwo ? 1 : 2, 7};
+  if (step == DepthwiseStep::kTwo) return {kernel, step, 1, 7};
+  return {kernel, step, kernel == 5 ? 4 : 2, 7};
 }
 
 constexpr DepthwiseThreadShape depthwise_tile_shape(int kernel, DepthwiseStep step) {
@@ -57,11 +59,17 @@ constexpr int depthwise_strip_pixel(const DepthwiseThreadShape& shape, int colum
 constexpr int depthwise_strip_bytes(int kernel) {
   return (kernel == 7 ? 58 : 44) * 1024;
 }
+// With the weights of a block's channels.
+constexpr int depthwise_strip_shared_bytes(int kernel) {
+  return depthwise_strip_bytes(kernel) + kernel * kernel * kDepthwisePixelBytes;
+}
+// Channels of a thread.
+inline constexpr int kDepthwiseStripVector = 2;
 constexpr int depthwise_strip_threads(int kernel) {
-  return kernel == 7 ? 128 : 256;
+  return kernel == 3 ? 256 : 128;
 }
 constexpr int depthwise_strip_blocks_per_sm(const DepthwiseThreadShape& shape) {
-  return shape.kernel == 7 || (shape.kernel == 3 && !shape.transposed()) ? 3 : 2;
+  return shape.kernel == 3 && shape.transposed() ? 2 : 3;
 }
 
 }  // namespace fastcnn

@@ -1,21 +1,24 @@
 // Depthwise fprop and dgrad in strips, NHWC: K x K taps, K = 3, 5, 7 (depthwise_image.h has the problem).
 //
-// Walk: a block takes block_channels channels of one image, a range of its columns, and walks down its rows.
-// The source rows stream through a ring in shared memory, 16 bytes a copy: while one step is computed the
-// rows of the next are under way, with one barrier a step. A thread owns two channels, whose K * K weights
-// stay in registers, and makes rows() x columns() targets a step: it reads each source pixel of its window
-// once and uses it for every tap of every target that sees it. Dilation splits an image into classes of rows
-// and columns, each a problem without it; they are different blocks. dgrad at stride 1 is fprop with its taps
-// reversed, at stride 2 a step of its own, whose even and odd targets meet different taps at compile time.
+// Walk: a block takes some channels of one image and a range of its columns, and walks down its rows. The
+// source rows stream through a ring in shared memory, 16 bytes a copy: while one step is computed, the rows
+// of the next are under way, with one barrier a step. A thread owns two channels, whose K * K weights stay in
+// registers, and makes rows x columns targets a step: it reads each source pixel of its window once and uses
+// it for every tap of every target that sees it. Dilation splits an image into classes of rows and columns,
+// each a problem without it; they are different blocks. dgrad at stride 1 is fprop with its taps reversed, at
+// stride 2 a step of its own, whose even and odd targets meet different taps at compile time.
+//
 // Floor: bytes = source + target once each; flops = 2*K*K per y. Read beyond it: the halo rows at which
-// strips meet and the halo columns of images wider than a block, weights once a block. Bound: an H200 has 27
-// lane-instructions per output at its copy bandwidth in half precision, 55 in float. A step of 3x3 takes
-// about 15 an output (9 products, the rest loads, conversions and the epilogue): memory. 5x5 takes about 32,
-// 7x7 about 62: the FMA pipe, 49 products an output, bounds half precision there. Why two channels a thread:
-// 98 weights of 7x7 and the sums fit the registers of three blocks an SM, and a warp reads 128 bytes of
-// shared memory without conflicts. Targets are written 4 (float: 8) bytes a thread, whole sectors a warp.
-// Padding is zeros in shared memory, and rows of it are skipped; where a weight is not finite a thread goes
-// tap by tap instead and leaves out those in the padding.
+// strips meet and the halo columns of images wider than a block, weights once a block. Bound: at its copy
+// bandwidth an H200 has 27 lane-instructions for an output in half precision, 55 in float. By the machine
+// code, stride 1, an output takes about 22 at 3x3 (9 products; reads, conversions, addresses, stores,
+// copies), 38 at 5x5, 73 at 7x7: memory bounds 3x3 and float 5x5, the issue of instructions the rest.
+// Registers (ptxas, the most of both architectures and all types): 3x3 80, three blocks of 256 threads an SM,
+// transposed 128, two; 5x5 164 and 7x7 167, three blocks of 128.
+// Why two channels a thread: 98 weights of 7x7 and the sums fit the registers of three blocks, and a warp
+// reads 128 bytes of shared memory without conflicts. Targets are written 4 (float: 8) bytes a thread, whole
+// sectors a warp. Padding is zeros in shared memory, and rows of it are skipped; where a weight is not finite
+// a thread goes tap by tap instead and leaves out those in the padding.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -34,14 +37,14 @@
 
 namespace fastcnn {
 
-inline constexpr int kDepthwiseStripVector = 2;
-
 template <class T, int K>
 struct DepthwiseStripShared {
   SharedArray<T, K * K * kDepthwisePixelBytes / static_cast<int>(sizeof(T))> weights;  // [tap][channel]
   // [slot][pixel][channel]
   SharedArray<T, depthwise_strip_bytes(K) / static_cast<int>(sizeof(T))> rows;
 };
+
+static_assert(sizeof(DepthwiseStripShared<float, 5>) == depthwise_strip_shared_bytes(5));
 
 template <class T>
 __device__ inline void unpack_pair(const Vector<T, 2>& pair, float (&value)[2]) {

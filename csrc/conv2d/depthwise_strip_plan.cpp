@@ -8,7 +8,6 @@ namespace {
 
 using namespace depthwise;
 
-constexpr int kVector = 2;               // channels of a thread
 constexpr int64_t kFewestThreads = 128;  // of a block, where the image has work for them
 constexpr int64_t kPixelBytes = 64;      // side by side, where the tensor has them
 // Strips may read this part of their source twice.
@@ -25,7 +24,9 @@ class StripChoice {
  public:
   StripChoice(const DepthwiseThreadShape& shape, int bytes, int channels, const DepthwiseAxis& rows,
               const DepthwiseAxis& columns)
-      : shape_(shape), lanes_per_vector_(16 / bytes / kVector), vectors_(channels * bytes / 16) {
+      : shape_(shape),
+        lanes_per_vector_(16 / bytes / kDepthwiseStripVector),
+        vectors_(channels * bytes / 16) {
     row_groups_ = ceil_div(class_targets(rows), shape.rows);
     column_groups_ = ceil_div(class_targets(columns), shape.columns);
     source_rows_ = ceil_div(rows.source, rows.dilation.divisor());
@@ -150,14 +151,13 @@ std::optional<DepthwiseImagePlan> plan_depthwise_strip(Conv2dPass pass, const Co
 
   const int64_t block_channels = block.vectors * vector;
   plan.threads = static_cast<int>(ceil_div(choice.threads(block), 32) * 32);
-  plan.shared_bytes = static_cast<size_t>(depthwise_strip_bytes(shape.kernel)) +
-                      shape.kernel * shape.kernel * kDepthwisePixelBytes;
+  plan.shared_bytes = depthwise_strip_shared_bytes(shape.kernel);
   plan.strip.image = image_of(pass, problem, *step, rows, columns);
   plan.strip.block_channels = static_cast<int>(block_channels);
   plan.strip.teams = static_cast<int>(block.teams);
   plan.strip.tile_columns = static_cast<int>(block.tile_columns);
   plan.strip.chunks = FastDiv(static_cast<int>(chunks));
-  plan.strip.lanes = FastDiv(static_cast<int>(block_channels / kVector));
+  plan.strip.lanes = FastDiv(static_cast<int>(block_channels / kDepthwiseStripVector));
   plan.strip.groups = FastDiv(static_cast<int>(block.groups));
   plan.strip.vectors = FastDiv(static_cast<int>(block.vectors));
   plan.strip.ring_rows = FastDiv(static_cast<int>(block.ring_rows));
