@@ -44,6 +44,15 @@ CLAIMS = (
         r"^grouped::wgrad_mma_kernel<",
         {WIDE_COPY: "both boxes of pixels", TENSOR_CORES: "products", r"LDSM\.16\.MT88": "their operands"},
     ),
+    Claim(
+        r"^pointwise::mma_kernel<",
+        {
+            WIDE_COPY: "both operands",
+            TENSOR_CORES: "products",
+            r"LDSM\.16\.M": "their operands",
+            WIDE_STORE: "results",
+        },
+    ),
     Claim(rf"^bias_grad<({HALF}, (1, 8|8, 1)|float, (1, 4|4, 1))>", {WIDE_LOAD: "the gradient"}),
     Claim(rf"^(max|average)_[fb]prop<({HALF}, 8|float, 4),", {WIDE_LOAD: "windows", WIDE_STORE: "results"}),
     Claim(r"^strip_[fb]prop<", {WIDE_COPY: "rows", r"LDS\.128": "rows again", WIDE_STORE: "results"}),

@@ -33,7 +33,7 @@ def pointwise(id: str, channels: int, filters: int, image: tuple[int, int], batc
 
 
 SHAPES = [
-    pointwise("one-pixel-of-one-channel", 1, 2, (1, 1), batch=1),
+    pointwise("one-pixel", 5, 1, (1, 1), batch=1),
     pointwise("one-channel", 1, 9, (5, 7)),
     pointwise("one-filter", 9, 1, (5, 7)),
     pointwise("vector-minus-1", 7, 7, (3, 5)),
@@ -49,7 +49,7 @@ SHAPES = [
     pointwise("tile-plus-vector", 72, 136, (8, 17), batch=1),
     pointwise("planes-of-4", 16, 24, (2, 2), batch=9),
     pointwise("planes-of-49", 16, 24, (7, 7), batch=3),
-    pointwise("one-pixel", 96, 20, (1, 1), batch=5),
+    pointwise("pixel-an-image", 96, 20, (1, 1), batch=5),
     pointwise("stride-2", 16, 24, (9, 7), stride=(2, 2)),
     pointwise("stride-2-even", 24, 16, (8, 16), stride=(2, 2)),
     pointwise("stride-of-rows", 16, 16, (7, 16), stride=(3, 1)),
@@ -100,8 +100,11 @@ def check(case: Conv, dtype: torch.dtype, layout: str) -> None:
     controls().reset()
     got = results(case, *operands)
     names = launched()
-    assert names[:3] == [f"pointwise_{name}_mma" for name in PASSES]
-    assert names[3:] in ([], ["split_sum"])
+    # Few channels on one side may be the thin kernels'.
+    thin = {"thin"} if min(case.input[1], case.out_channels) <= 8 else set()
+    kernels = {name.split("_")[0] for name in names if name != "split_sum"}
+    assert {"pointwise"} <= kernels <= {"pointwise"} | thin
+    assert len([name for name in names if name != "split_sum"]) == len(PASSES)
     for name, value, expected in zip(PASSES, got, references(case, *operands), strict=True):
         assert_exact(value, expected, name)
 
