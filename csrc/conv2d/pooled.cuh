@@ -3,22 +3,20 @@
 // Walk: a block takes `block_filters` filters and walks tiles of windows: rows (n, i) counted through the
 // batch by columns j. A chunk of channels at a time, the pixels that the tile sees and the chunk's weights
 // come to shared memory as floats, [channel][row][image row][column] and [channel][tap][filter]. A thread
-// holds 4 pixels of one window x 8 filters. A warp of a large problem is 8 windows x 4 x 8 filters, so that
-// its reads of weights and of pixels are mostly broadcasts. The maximum is
-// taken in registers, of rounded activations, as a pool of its own would see them. Where windows are too few
-// to fill the chip, `slices` groups of threads share each chunk's channels; their sums meet in shared memory,
-// in order. Floor: bytes of x, weights, pooled y and offsets once: the convolution's output, four times y, is
-// neither written nor read. 2*N*4*I*J*K*C*R*S flops at the FMA rate, which bound it from C = 2 or so on (3 x
-// 3). x is read 2 times from L2 at 3 x 3 (neighbouring rows of windows share two of four image rows), once
-// more for every block_filters filters; the weights once a tile, or once a block where all channels fit. A
-// channel at 3 x 3 costs a thread 8 two-float and 18 broadcast reads for 288 products: bound by FMA.
-// Registers (ptxas, the most; sm_80, sm_90a): REGISTERS.
-// Why: the first layer's output is as long to write as to compute, and a second kernel would read it again.
+// holds the 4 pixels of one window x 8 filters; a warp of a large problem is 8 windows x 4 x 8 filters, so
+// that its reads of weights and of pixels are mostly broadcasts. The maximum is taken in registers, of
+// rounded activations, as a pool of its own would see them. Where windows are too few to fill the chip,
+// `slices` groups of threads share each chunk's channels; their sums meet in shared memory and are added in
+// order. Floor: bytes of x, weights, pooled y and offsets once: the convolution's output, four times y, is
+// neither written nor read. 2*N*4*I*J*K*C*R*S flops at the FMA rate bound it from a few channels on; one
+// channel is bound by both. Per byte: x is read twice at 3 x 3 (neighbouring rows of windows share two of
+// four image rows), once more for every block_filters filters; the weights once a tile, or once a block where
+// all channels fit. A channel at 3 x 3 costs a thread 8 two-float reads and 18 broadcasts for 288 products.
+// Registers (ptxas, all types; sm_80, sm_90a): 80, three blocks an SM.
+// Why: the first layer's output takes as long to write as to compute, and a pool would read it again.
 #pragma once
 
 #include <cuda_runtime.h>
-
-#include <algorithm>
 
 #include "common/launch.h"
 #include "common/memory.cuh"

@@ -57,7 +57,7 @@ struct PooledParams {
   // class_columns pixels.
   FastDiv column_classes, box_pixels, chunk_pairs;
   int class_columns = 0;
-  int window_warps = 1, filter_warps = 1;
+  int filter_warps = 1;
 };
 
 // On tensor cores.

@@ -12,8 +12,8 @@
 // Floor: bytes as in pooled.cuh; 2*N*4*I*J*K*C*R*S flops of the tensor cores, of which K < 32 and C no
 // multiple of 16 waste the rest. A step costs a warp 4 ldmatrix of 4 wavefronts and 4 weight reads of 2 for
 // 16 mma: shared memory and tensor cores alike.
-// Registers (ptxas; sm_80, sm_90a): REGISTERS, two blocks an SM.
-// Why: on FMA units the small CNN's second layer needs ten times the time of its bytes.
+// Registers (ptxas, both types; sm_80, sm_90a): 123, 128, two blocks an SM.
+// Why: on FMA units a layer of 32 channels takes many times the time of its bytes.
 #pragma once
 
 #include <cuda_runtime.h>

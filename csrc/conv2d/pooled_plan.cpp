@@ -220,7 +220,6 @@ class MmaSearch {
     params.tile_columns = tile_columns_;
     params.tile_rows = tile_rows_;
     params.row_tiles = static_cast<int>(ceil_div(rows_, tile_rows_));
-    params.window_warps = window_warps_;
     params.filter_warps = filter_warps_;
     params.block_filters = filter_warps_ * kPooledMmaFilters;
     params.box_rows = static_cast<int>(box_rows_);
