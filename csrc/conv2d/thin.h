@@ -68,7 +68,7 @@ struct ThinFpropParams {
   TensorView weight;
   TensorView output;
   Epilogue epilogue;
-  int image_n = 0, out_h = 0, out_w = 0, filters = 0;
+  int out_h = 0, out_w = 0, filters = 0;
   int step_h = 1, step_w = 1;    // image rows (columns) of x from pixel to pixel
   int first_h = 0, first_w = 0;  // where the first pixel's window begins
   int tile_h = 1, tile_w = 1;
@@ -93,7 +93,7 @@ struct ThinWgradParams {
   TensorView output;
   void* bias_grad = nullptr;
   float* partials = nullptr;  // of each split [K][C][R][S], then [K] of the bias; null with one split
-  int image_n = 0, out_h = 0, out_w = 0, filters = 0;
+  int out_h = 0, out_w = 0, filters = 0;
   int taps = 0, channels = 0;
   int tap_rows = 1, tap_columns = 1;  // box rows, columns from tap to tap
   int step_h = 1, step_w = 1, first_h = 0, first_w = 0;

@@ -11,6 +11,7 @@
 // which x adds 6 (3x3/1, C = 3) to 24 (7x7/2). Waste: taps are padded to a multiple of 16 (147 to 160, 27 to
 // 32), filters to 64; x is read 1 + halo times. A step costs 26 wavefronts of shared memory for 16 products.
 // Memory bounds 3x3 and patches by far; 7x7/2 needs its bytes' time of tensor cores, too.
+// Registers (ptxas, the most of sm_80 and sm_90a): 128: two blocks an SM.
 // Why: the generic kernel brings every tap of every pixel from memory, element by element, to FMA units.
 #pragma once
 

@@ -242,7 +242,6 @@ std::optional<ThinPlan> plan_fprop(const Conv2dParams& params, const Chip& chip)
   fprop.weight = params.weight;
   fprop.output = params.output;
   fprop.epilogue = params.epilogue;
-  fprop.image_n = problem.n;
   fprop.out_h = problem.p;
   fprop.out_w = problem.q;
   fprop.filters = problem.k;
@@ -320,7 +319,6 @@ std::optional<ThinPlan> plan_wgrad(const Conv2dParams& params, const Chip& chip)
   wgrad.activation = params.grad_activation;
   wgrad.output = params.output;
   wgrad.bias_grad = params.bias_grad;
-  wgrad.image_n = problem.n;
   wgrad.out_h = problem.p;
   wgrad.out_w = problem.q;
   wgrad.filters = problem.k;

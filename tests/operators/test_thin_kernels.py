@@ -51,14 +51,14 @@ SHAPES = [
     thin("stride-2", 3, 24, (11, 16), stride=(2, 2), **SAME),
     thin("stride-2-c1", 1, 16, (11, 16), stride=(2, 2), **SAME),
     thin("patch", 3, 96, (12, 16), (4, 4), stride=(4, 4)),
-    thin("alexnet", 3, 64, (27, 31), (11, 11), batch=1, stride=(4, 4), padding=(2, 2, 2, 2)),
+    thin("alexnet", 3, 64, (19, 23), (11, 11), batch=1, stride=(4, 4), padding=(2, 2, 2, 2)),
     thin("filters-minus-1", 3, 63, (5, 8), **SAME),
     thin("filters-plus-1", 3, 65, (5, 8), **SAME),
     thin("filters-7", 3, 7, (5, 8), **SAME),
     thin("filters-9", 3, 9, (5, 8), **SAME),
     thin("one-filter", 2, 1, (5, 8), **SAME),
     thin("many-filters", 3, 300, (3, 4), batch=1, **SAME),
-    thin("weights-in-slabs", 4, 200, (9, 9), (7, 7), batch=1, **STEM),
+    thin("weights-in-slabs", 4, 136, (5, 5), (7, 7), batch=1, **STEM),
     thin("wide-image", 3, 8, (2, 530), batch=1, **SAME),
     thin("tall-image", 3, 8, (530, 2), batch=1, **SAME),
     thin("tile", 1, 8, (16, 32), batch=1, **SAME),
@@ -156,7 +156,7 @@ def test_integers_are_exact(chip, case, layout):
 def test_a_block_walks_many_tiles(chip, case, dtype, layout):
     """On a chip of one SM, blocks have several tiles each, and wgrad few splits."""
     chip(1)
-    check(case.with_batch(9), dtype, layout)
+    check(case.with_batch(5), dtype, layout)
 
 
 @pytest.mark.parametrize("layout", ["sliced", "transposed", "channel-slice", "batch-last"])
@@ -172,7 +172,7 @@ def test_any_layout(chip, dtype, layout):
 def test_rows_that_start_anywhere(chip, dtype, layout):
     """Every place within 16 bytes at which an image and its rows can begin, and outputs as well."""
     chip(132)
-    for width in (16, 17, 18):
+    for width in (17, 18):
         case = thin("", 3, 8, (4, width), (3, 5), stride=(1, 2), padding=(1, 1, 2, 2))
         x, w, bias, dy = tensors(case, dtype, layout, integers)
         for offset in range(0, 16 // dtype.itemsize, 1 if width == 18 else 5):
@@ -254,7 +254,7 @@ def test_infinities_stay_where_torch_leaves_them(chip, dtype, width, layout):
         assert_exact(got[name], expected, name)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("layout", ["nhwc", "nchw"])
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
 @parametrize("case", named("c1", "c3", "stem-odd", "filters-9"))
