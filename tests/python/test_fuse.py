@@ -601,6 +601,29 @@ def test_what_is_left_of_a_pooled_chain_where_the_code_cannot_change():
     same(fused, before, picture(2, 3, 16, 17))
 
 
+class First(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x)[0]
+
+
+def test_a_module_that_gives_more_than_the_pool_to_whoever_wants_it():
+    """Around it nobody does; on its own it has to give what it gave, and the report does not say more."""
+
+    def forward(self, x):
+        y = F.relu(self.bn(self.conv(x)))
+        return F.max_pool2d(y, 2), y
+
+    fused, report, before = fuse(First(Code(forward)).eval())
+    assert parts(report) == ["inner.conv + inner.bn"]
+    assert type(fused.inner.conv) is fnn.Conv2d
+    assert "inner: its forward would have to be rebuilt, which cannot be" in reasons(report)
+    same(fused, before, picture())
+
+
 def test_a_pool_around_a_module():
     """The smallest module around a chain is the one that pools what another module gives."""
 
