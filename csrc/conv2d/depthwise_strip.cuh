@@ -83,7 +83,7 @@ __device__ inline void fetch_strip_rows(DepthwiseStripShared<T, K>& shared,
   begin = max(begin, rows.low);
   end = min(end, rows.high);
   const int64_t row_step = view.stride_h * params.image.rows.dilation.divisor();
-  const int column_step = static_cast<int>(view.stride_w) * params.image.columns.dilation.divisor();
+  const int64_t column_step = view.stride_w * params.image.columns.dilation.divisor();
   int first_slot;
   params.ring_rows.divide(begin, first_slot);
   const int items = params.tile_columns * params.vectors.divisor();

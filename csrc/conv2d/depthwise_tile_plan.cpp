@@ -51,7 +51,7 @@ std::optional<DepthwiseImagePlan> plan_depthwise_tile(Conv2dPass pass, const Con
            block.planes * (block.planes > 1 ? rows.source : sources) * pitch <= kDepthwiseTileFloats &&
            block.planes * std::min<int64_t>(targets, rows.target) * columns.target <= kDepthwiseTileFloats;
   };
-  TileBlock block{1, row_groups};
+  TileBlock block{1, std::min(row_groups, kDepthwiseTileThreads / groups)};
   while (block.row_groups > 1 && !fits(block)) --block.row_groups;
   if (!fits(block)) return std::nullopt;
   if (block.row_groups < row_groups) {

@@ -251,9 +251,10 @@ int64_t choose_splits(const Shape& shape, int64_t blocks, const Chip& chip, int 
       std::clamp<int64_t>(kMostWorkspace / partial_bytes, 1, std::min<int64_t>(params.stages, 8192));
   int64_t best = 1;
   double best_cost = 0;
-  for (int64_t wanted = 1; wanted <= most; ++wanted) {
+  // One after another the numbers of splits that differ in the stages of a split: few of them.
+  for (int64_t wanted = 1; wanted <= most;) {
     const int64_t stages = ceil_div(params.stages, wanted), splits = ceil_div(params.stages, stages);
-    if (splits < wanted) continue;
+    wanted = stages == 1 ? most + 1 : ceil_div(params.stages, stages - 1);
     // A block's first stage comes while nothing is summed.
     const double time = chip_time(blocks * splits, chip.sm_count, resident) *
                         (static_cast<double>(stages) + 0.5) * chip.sm_count /
