@@ -145,6 +145,7 @@ class _Finder:
         self._memory = Memory(trace)
         self._calls = Counter(trace.module(node) for node in trace.graph.nodes if node.op == "call_module")
         self._read = trace.read()
+        self._seen = {module for node in trace.graph.nodes for module in node.meta["callers"]}
         self._refused: dict[Module, str] = {}
 
     def find(self) -> Found:
@@ -195,7 +196,11 @@ class _Finder:
         around = [self._trace.root.get_submodule(".".join(names[:i])) for i in range(1, len(names))]
         if any(holder in self._calls for holder in around):
             return "it is in a module that is called as a whole, too"
-        return self._model.problem(module) or self._model.holders_problem(around)
+        return (
+            self._model.problem(module)
+            or self._model.holders_problem(around)
+            or self._model.reach_problem(module, self._seen)
+        )
 
     def _norm(self, node: fx.Node) -> torch.nn.BatchNorm2d | None:
         module = self._trace.module(node)

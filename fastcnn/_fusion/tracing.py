@@ -26,6 +26,8 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 _GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks",
                  "_global_backward_pre_hooks")  # fmt: skip
 
+_CALLS = ("__call__", "_wrapped_call_impl", "_call_impl")
+
 
 class Untraceable(Exception):
     """The forward cannot be written down as a graph; `module` is the one whose code is in the way."""
@@ -88,6 +90,13 @@ def diverted(module: Module) -> str | None:
         return "its forward was replaced on the object"
     if module.__dict__.get("_compiled_call_impl") is not None:
         return "it was compiled by its compile()"
+    for name in _CALLS:
+        # A GraphModule's own, which is torch's, calls the forward.
+        call = getattr(type(module), name)
+        if call is not getattr(Module, name) and not str(getattr(call, "__module__", "")).startswith(
+            "torch."
+        ):
+            return "its class has a __call__ of its own"
     return None
 
 

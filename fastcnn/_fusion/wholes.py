@@ -18,6 +18,9 @@ from torch.nn import Module, ModuleDict, ModuleList
 __all__ = ["called_whole"]
 
 _LISTS = (ModuleList, ModuleDict)
+#: What a call through super() may name: these give nothing of the module away, or are read themselves.
+_ABOVE = ("__init__", "eval", "extra_repr", "forward", "train")
+_UNBOUND = (staticmethod, classmethod, types.MemberDescriptorType, types.GetSetDescriptorType)
 _CONSTRUCTION = ("__init__", "__repr__", "extra_repr", "_init_weights", "init_weights", "reset_parameters")
 
 
@@ -47,15 +50,22 @@ def _next_inside(module: Module) -> Iterator[Module]:
 
 
 def _functions(kind: type) -> Iterator[types.FunctionType]:
-    """Every function of the class and its bases that is given the module and is not torch's own."""
+    """Every function of the class and its bases that is given the module and is not torch's own.
+
+    Raises:
+        _Unclear: an attribute of the class does something else, when the module is asked for it.
+    """
     for base in kind.__mro__:
         if base.__module__.startswith("torch.") or base is object:
             continue
         for name, value in vars(base).items():
             if isinstance(value, property):
-                yield from (f for f in (value.fget, value.fset) if f is not None)
-            elif isinstance(value, types.FunctionType) and name not in _CONSTRUCTION:
-                yield value
+                yield from (f for f in (value.fget, value.fset, value.fdel) if f is not None)
+            elif isinstance(value, types.FunctionType):
+                if name not in _CONSTRUCTION:
+                    yield value
+            elif hasattr(type(value), "__get__") and not isinstance(value, _UNBOUND):
+                raise _Unclear
 
 
 class _Unclear(Exception):
@@ -78,6 +88,8 @@ class _Reading:
                 raise _Unclear
 
     def read(self, function: types.FunctionType) -> None:
+        if hasattr(function, "__wrapped__"):
+            raise _Unclear  # the source would be the wrapped function's
         tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
         if next(iter(inspect.signature(function).parameters), None) != "self":
             raise _Unclear
@@ -85,6 +97,8 @@ class _Reading:
         for node in ast.walk(tree):
             if isinstance(node, ast.Name) and node.id == "self":
                 self._use(tree, node, parents)
+            elif isinstance(node, ast.Name) and node.id == "super" and not _called_above(node, parents):
+                raise _Unclear
 
     def _use(self, tree: ast.AST, node: ast.expr, parents: dict[ast.AST, ast.AST]) -> None:
         """Follows one mention of `self` through its attributes to the module it names, and on to the use."""
@@ -156,6 +170,19 @@ def _only_called(node: ast.AST, above: ast.AST) -> bool:
     if isinstance(above, ast.Compare):
         return all(isinstance(operator, (ast.Is, ast.IsNot)) for operator in above.ops)
     return isinstance(above, (ast.If, ast.IfExp)) and above.test is node
+
+
+def _called_above(node: ast.AST, parents: dict[ast.AST, ast.AST]) -> bool:
+    """Whether this `super` only calls a method that is known to keep the module for itself."""
+    call = parents[node]
+    method = parents[call]
+    return (
+        isinstance(call, ast.Call)
+        and call.func is node
+        and isinstance(method, ast.Attribute)
+        and method.attr in _ABOVE
+        and _only_called(method, parents[method])
+    )
 
 
 def _as_number(node: ast.AST, above: ast.AST) -> bool:

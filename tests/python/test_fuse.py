@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import functools
 import operator
 import pickle
 import random
+import weakref
 from collections import Counter, OrderedDict
 
 import pytest
@@ -1493,6 +1495,236 @@ def test_lists_of_layers_that_the_model_does_not_know_as_its_own():
     assert parts(report) == ["conv + bn + relu"]
     same(fused, before, picture())
     same(model, before, picture())  # what was rebuilt still computes what it did
+
+
+class Holder(nn.Module):
+    """Uses what it was given, which is no submodule of its own; its code cannot be traced."""
+
+    def __init__(self, use) -> None:
+        super().__init__()
+        self.use = use
+
+    def forward(self, x):
+        return x * self._scale() if x.mean() > -100 else x
+
+    def _scale(self):
+        use = self.use
+        while isinstance(use, list | dict):
+            use = next(iter(use.values() if isinstance(use, dict) else use))
+        if isinstance(use, Slots):
+            use = use.held
+        if isinstance(use, nn.Parameter):
+            return use.sum()
+        if isinstance(use, nn.Sequential):
+            use = use[0]
+        return use.weight.sum() if isinstance(use, nn.Module) else use()
+
+
+class Slots:
+    __slots__ = ("held",)
+
+    def __init__(self, held) -> None:
+        self.held = held
+
+    def scale(self):
+        return self.held.weight.sum()
+
+
+def scale_of(conv):
+    return conv.weight.sum()
+
+
+HELD = {
+    "list": lambda inner: [inner[0]],
+    "dict in a list": lambda inner: [{"a": inner[0]}],
+    "the module around it": lambda inner: [inner],
+    "parameter": lambda inner: [inner[0].weight],
+    "norm": lambda inner: [inner[1]],
+    "closure": lambda inner: lambda: inner[0].weight.sum(),
+    "default": lambda inner: lambda conv=inner[0]: conv.weight.sum(),
+    "partial": lambda inner: functools.partial(scale_of, inner[0]),
+    "bound method": lambda inner: Slots(inner[0]).scale,
+    "object": lambda inner: Slots(inner[0]),
+    "weak reference": lambda inner: (lambda ref: lambda: ref().weight.sum())(weakref.ref(inner[0])),
+}
+
+
+@pytest.mark.parametrize("how", list(HELD))
+def test_what_somebody_holds_otherwise_than_as_a_submodule(how):
+    inner = nn.Sequential(nn.Conv2d(3, 3, 1), norm(3), nn.ReLU(), nn.Conv2d(3, 3, 1), nn.ReLU())
+    model = nn.Sequential(inner, Holder(HELD[how](inner))).eval()
+    before = model(picture() * 0 + 1)
+    fused, report = fastcnn.convert(model, fuse=True, report=True)
+    assert parts(report) == ([] if how in ("the module around it", "closure") else ["0.3 + 0.4"])
+    assert "'1' may use it, too: it holds it other than as its submodule" in reasons(report)
+    torch.testing.assert_close(fused(picture() * 0 + 1), before)
+
+
+def test_what_a_hook_elsewhere_uses():
+    inner = nn.Sequential(nn.Conv2d(3, 3, 1), norm(3), nn.ReLU())
+    model = nn.Sequential(inner, nn.Identity()).eval()
+    model[1].register_forward_hook(lambda module, args, output: output * inner[0].weight.sum())
+    fused, report, before = fuse(model)
+    assert report.fused == []
+    assert "0.0: a hook of '1' may use it, too" in reasons(report)
+    same(fused, before, picture())
+
+
+def test_what_a_class_holds():
+    inner = nn.Sequential(nn.Conv2d(3, 3, 1), norm(3))
+
+    class Closed(nn.Module):
+        def forward(self, x):
+            return x * inner[0].weight.sum() if x.mean() > -100 else x
+
+    fused, report, before = fuse(nn.Sequential(inner, Closed()).eval())
+    assert report.fused == []
+    same(fused, before, picture())
+
+
+def test_a_child_that_knows_its_parent():
+    model = nn.Sequential(nn.Sequential(nn.Conv2d(3, 3, 1), norm(3)), nn.Conv2d(3, 3, 1), nn.ReLU()).eval()
+    model[0].parent = [model]
+    fused, report, before = fuse(model)
+    assert parts(report) == ["0.0 + 0.1", "1 + 2"]  # the graph shows that it does nothing with it
+    same(fused, before, picture())
+
+
+class Wrapped(nn.Module):
+    """A block, and its code, which cannot be traced, calls it whole, or so it seems."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Sequential(nn.Conv2d(3, 3, 1), norm(3), nn.ReLU())
+        self.eval()
+
+    def forward(self, x):
+        return self.block(x) if x.mean() > -100 else x
+
+    def features(self):
+        return 0
+
+
+def scaled(function):
+    @functools.wraps(function)
+    def decorated(self, x):
+        return function(self, x) * self.block[0].weight.sum()
+
+    return decorated
+
+
+class Scale:
+    def __get__(self, module, kind=None):
+        return self if module is None else module.block[0].weight.sum()
+
+
+class Cached(Wrapped):
+    @functools.cached_property
+    def scale(self):
+        return self.block[0].weight.sum().item()
+
+    def forward(self, x):
+        return self.block(x) * self.scale if x.mean() > -100 else x
+
+
+class Decorated(Wrapped):
+    @scaled
+    def forward(self, x):
+        return self.block(x) if x.mean() > -100 else x
+
+
+class Partial(Wrapped):
+    scale = functools.partialmethod(lambda self, factor: self.block[0].weight.sum() * factor, 2)
+
+    def forward(self, x):
+        return self.block(x) * self.scale() if x.mean() > -100 else x
+
+
+class Described(Wrapped):
+    scale = Scale()
+
+    def forward(self, x):
+        return self.block(x) * self.scale if x.mean() > -100 else x
+
+
+class Above(Wrapped):
+    def forward(self, x):
+        scale = next(super().parameters()).sum()
+        return self.block(x) * scale if x.mean() > -100 else x
+
+
+class AboveKept(Wrapped):
+    def forward(self, x):
+        above = super()
+        return self.block(x) * next(above.parameters()).sum() if x.mean() > -100 else x
+
+
+@pytest.mark.parametrize("kind", [Cached, Decorated, Partial, Described, Above, AboveKept])
+def test_what_the_source_of_the_forward_does_not_show(kind):
+    model = kind()
+    before = copy.deepcopy(model)
+    fused, report = fastcnn.convert(model, fuse=True, report=True)
+    assert report.fused == []
+    assert "block: the code around it may use its parts one by one" in reasons(report)
+    same(fused, before, picture())
+
+
+class Under(Wrapped):
+    settings = ("a", 1)
+    maker = staticmethod(len)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept = 1
+
+    @classmethod
+    def make(cls):
+        return cls()
+
+    @property
+    def twofold(self):
+        return 2 * self.kept
+
+    def forward(self, x):
+        return super().forward(x)
+
+    def train(self, mode=True):
+        return super().train(False)
+
+
+def test_classes_whose_source_tells():
+    fused, report, before = fuse(Under())
+    assert parts(report) == ["block.0 + block.1 + block.2"]
+    same(fused, before, picture())
+
+
+class Calling(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 3, 3, padding=1), norm(3)
+        self.eval()
+
+    def __call__(self, x):
+        return super().__call__(x) + self.conv(x)
+
+    def forward(self, x):
+        return self.bn(self.conv(x))
+
+
+class CallingInside(Calling):
+    __call__ = nn.Module.__call__
+
+    def _call_impl(self, x):
+        return super()._call_impl(x) + self.conv(x)
+
+
+@pytest.mark.parametrize("kind", [Calling, CallingInside])
+def test_a_class_that_is_called_its_own_way(kind):
+    assert reasons(fuse(kind())[1]) == ": its class has a __call__ of its own"
+    for model in (kind(), nn.Sequential(kind()).eval()):
+        fused, report, before = fuse(model)
+        assert report.fused == []
+        same(fused, before, picture())
 
 
 # The model afterwards
