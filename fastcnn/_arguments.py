@@ -19,6 +19,18 @@ def single(op: str, name: str, value: Any) -> int:
         raise TypeError(f"{op}(): argument '{name}' must be an int, not {type(value).__name__}") from None
 
 
+def real(name: str, value: Any) -> float:
+    """One real number as a float, else a TypeError that names the argument."""
+    if isinstance(value, (float, torch.SymFloat)):
+        return value
+    try:
+        if hasattr(type(value), "__float__"):  # numbers of NumPy and torch too, no strings
+            return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        pass
+    raise TypeError(f"{name} must be a real number, such as 0.01, not {value!r} ({type(value).__name__})")
+
+
 def pair(op: str, name: str, value: Any) -> tuple[int, int]:
     """Two integers from an int, or from a sequence of one or two."""
     if isinstance(value, (int, torch.SymInt)):

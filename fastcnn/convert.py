@@ -95,7 +95,13 @@ def convert(
     it makes up for become `torch.nn.Identity`. Where the code itself has to change (it calls ``F.relu`` or
     adds, or calls one ReLU or pool twice), the smallest module around it is replaced by a
     `torch.fx.GraphModule` of the same layers, whose way through its code is what it was in evaluation mode;
-    other methods and attributes of that module are gone.
+    other methods and attributes of that module are gone, unused parameters and buffers and state_dict hooks
+    among them.
+
+    What is kept is what calling the model, or a module that is not part of a fused site, gives. Where modules
+    are changed in place, other methods see the changed ones: ``def stem(self, x): return self.conv(x)`` then
+    gives the convolution with what was fused into it, and hooks that read layers of the module that they are
+    on see those. What is reached through a global variable is not looked for.
 
     It cannot be undone, and state_dict keys change: save before it. Gradients flow through a fused model, and
     ``train()`` leaves the folded BatchNorms the constants they are.

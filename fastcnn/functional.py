@@ -18,7 +18,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary, has
 
 from fastcnn import _autocast, _autograd
 from fastcnn._activations import activate
-from fastcnn._arguments import kernel_pair, pair, same_padding, single, size_pair
+from fastcnn._arguments import kernel_pair, pair, real, same_padding, single, size_pair
 from fastcnn._checks import DERIVED_FROM_OUTPUT, DTYPES, activation_problem, residual_problem
 from fastcnn._library import KERNEL_DEVICES
 from fastcnn._shapes import HALVING_POOL
@@ -149,7 +149,7 @@ def conv2d_act(
 
     Raises:
         RuntimeError: sizes, dtypes, devices or parameters that do not fit.
-        TypeError: a `residual` that is no tensor.
+        TypeError: a `residual` that is no tensor, a `negative_slope` that is no real number.
         ValueError: an unknown `activation`, or a `negative_slope` out of its range.
         NotImplementedError: a forward-mode dual tensor.
     """
@@ -186,6 +186,7 @@ def conv2d_act(
 def _convolve(
     op, input, weight, bias, stride, padding, dilation, groups, activation, residual, negative_slope
 ):
+    negative_slope = real(f"{op}(): negative_slope", negative_slope)
     problem = activation_problem(activation, negative_slope)
     if problem is not None:
         raise ValueError(f"{op}(): {problem}")
@@ -297,6 +298,7 @@ def conv2d_act_max_pool2d(
     Raises:
         RuntimeError: sizes, dtypes, devices or parameters that do not fit, a convolution of less than 2x2
             pixels among them.
+        TypeError: a `negative_slope` that is no real number.
         ValueError: an unknown `activation`, or a `negative_slope` out of its range.
         NotImplementedError: a forward-mode dual tensor.
     """
@@ -315,6 +317,7 @@ def conv2d_act_max_pool2d(
             activation=activation,
             negative_slope=negative_slope,
         )
+    negative_slope = real(f"{op}(): negative_slope", negative_slope)
     problem = activation_problem(activation, negative_slope)
     if problem is not None:
         raise ValueError(f"{op}(): {problem}")
@@ -497,7 +500,7 @@ def avg_pool2d(
     return output.squeeze(0) if unbatched else output
 
 
-def adaptive_avg_pool2d(input: Tensor, output_size: int | Sequence[int | None] | None) -> Tensor:
+def adaptive_avg_pool2d(input: Tensor, output_size: int | Sequence[int | None]) -> Tensor:
     """2-D adaptive average pooling, as `torch.nn.functional.adaptive_avg_pool2d`.
 
     Args:
@@ -531,7 +534,7 @@ def adaptive_avg_pool2d(input: Tensor, output_size: int | Sequence[int | None] |
 
 
 def adaptive_max_pool2d(
-    input: Tensor, output_size: int | Sequence[int | None] | None, return_indices: bool = False
+    input: Tensor, output_size: int | Sequence[int | None], return_indices: bool = False
 ) -> Tensor | tuple[Tensor, Tensor]:
     """2-D adaptive max pooling, as `torch.nn.functional.adaptive_max_pool2d`.
 

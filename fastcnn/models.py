@@ -10,6 +10,7 @@ from collections.abc import Callable
 from torch import nn
 
 from . import nn as fnn
+from ._arguments import single
 
 
 class ModelError(ValueError):
@@ -22,8 +23,12 @@ def small_cnn(num_classes: int = 10, in_channels: int = 1, image_size: int = 28)
 
     Takes float images of shape (N, in_channels, image_size, image_size), gives logits (N, num_classes).
     Every convolution, its bias, its ReLU and its pooling are one kernel. Raises ValueError where a size is
-    not positive or `image_size` is too small for three convolutions and poolings (the smallest is 22).
+    not positive or `image_size` is too small for three convolutions and poolings (the smallest is 22),
+    TypeError where one is no integer.
     """
+    num_classes = single("small_cnn", "num_classes", num_classes)
+    in_channels = single("small_cnn", "in_channels", in_channels)
+    image_size = single("small_cnn", "image_size", image_size)
     for name, value in (("num_classes", num_classes), ("in_channels", in_channels)):
         if value < 1:
             raise ValueError(f"small_cnn: {name} must be at least 1, got {value}")

@@ -11,6 +11,7 @@ import torch.nn
 from torch import Tensor
 
 from fastcnn import functional
+from fastcnn._arguments import real
 from fastcnn._checks import activation_problem
 
 __all__ = [
@@ -50,12 +51,17 @@ class ConvAct2d(Conv2d):
         negative_slope: of leaky_relu.
 
     Raises:
+        TypeError: a `negative_slope` that is no real number.
         ValueError: an unknown `activation`, or a `negative_slope` that is negative or not finite.
     """
+
+    #: For layers pickled as a whole before they had one.
+    negative_slope = 0.01
 
     def __init__(
         self, *args: Any, activation: str = "relu", negative_slope: float = 0.01, **kwargs: Any
     ) -> None:
+        negative_slope = real("negative_slope", negative_slope)
         problem = activation_problem(activation, negative_slope)
         if problem is not None:
             raise ValueError(problem)

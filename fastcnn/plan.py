@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from fastcnn import _checks, _library, _shapes
-from fastcnn._arguments import kernel_pair, pair, same_padding
+from fastcnn._arguments import kernel_pair, pair, same_padding, single
 
 __all__ = ["Plan", "plan"]
 
@@ -92,7 +92,8 @@ def plan(
         A `Plan`; print it.
 
     Raises:
-        ValueError: an unknown `op`, or an argument that does not belong to it.
+        ValueError: an unknown `op`, an argument that does not belong to it, or sizes that are not four.
+        TypeError: a number that is not an integer.
         RuntimeError: a problem that the operator itself refuses, or a chip the planner does not know.
     """
     if dtype not in _checks.DTYPES:
@@ -137,9 +138,9 @@ def problem_numbers(op: str, input: Sequence[int], **given: object) -> list[int]
 
 
 def _sizes(name: str, sizes: Sequence[int] | None, meaning: str) -> tuple[int, int, int, int]:
-    if sizes is None or len(sizes) != 4:
-        raise ValueError(f"plan(): {name} must be the four sizes {meaning}, but is {sizes}")
-    return tuple(int(size) for size in sizes)
+    if isinstance(sizes, str) or not hasattr(sizes, "__len__") or len(sizes) != 4:
+        raise ValueError(f"plan(): {name} must be the four sizes {meaning}, but is {sizes!r}")
+    return tuple(single("plan", name, size) for size in sizes)
 
 
 def _conv_problem(op, input, weight, stride=1, padding=0, dilation=1, groups=1) -> list[int]:
@@ -156,6 +157,7 @@ def _conv_problem(op, input, weight, stride=1, padding=0, dilation=1, groups=1) 
     else:
         top, left = pair(op, "padding", padding)
         bottom, right = top, left
+    groups = single(op, "groups", groups)
     conv = (*strides, top, bottom, left, right, *dilations, groups)
     _checks.conv_problem(op, input, weight, conv)
     if op == "conv2d_act_max_pool2d":

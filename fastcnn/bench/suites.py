@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from fastcnn._shapes import conv_output_shape, max_pool_output_shape
+from fastcnn import _checks
+from fastcnn._shapes import MaxPoolGeometry, conv_output_shape, max_pool_output_shape
 
 POOL_OPS = {
     "max": "max_pool2d",
@@ -151,8 +152,11 @@ class PoolRow:
     def output_shape(self) -> tuple[int, int, int, int]:
         if self.adaptive:
             return self.n, self.c, *self.kernel
-        window = (*self.kernel, *self.stride, *self.padding, *self.dilation, self.ceil_mode)
-        return max_pool_output_shape(self.input_shape, window)
+        return max_pool_output_shape(self.input_shape, self._window)
+
+    @property
+    def _window(self) -> MaxPoolGeometry:
+        return (*self.kernel, *self.stride, *self.padding, *self.dilation, self.ceil_mode)
 
     def shape(self) -> dict:
         """The row as a case's "shape"."""
@@ -173,14 +177,13 @@ class PoolRow:
             raise SuiteError(f"{self.layer}: a pool is one of {', '.join(POOL_OPS)}, not {self.op!r}")
         if min(*self.input_shape, *self.kernel, *self.stride, *self.dilation) < 1 or min(self.padding) < 0:
             raise SuiteError(f"{self.layer}: sizes, stride and dilation must be positive: {self}")
-        if any(
-            2 * p > d * (k - 1) + 1 for p, d, k in zip(self.padding, self.dilation, self.kernel, strict=True)
-        ):
-            raise SuiteError(f"{self.layer}: a pool's padding is at most half of its dilated kernel")
         if self.op == "avg_pool2d" and self.dilation != (1, 1):
             raise SuiteError(f"{self.layer}: average pools have no dilation")
-        if min(self.output_shape) < 1:
-            raise SuiteError(f"{self.layer}: the window is larger than the padded input {self.h}x{self.w}")
+        if not self.adaptive:
+            try:
+                _checks.pool_problem(self.op, self.input_shape, self._window)
+            except RuntimeError as error:
+                raise SuiteError(f"{self.layer}: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -88,9 +88,10 @@ def test_an_impossible_convolution_is_refused(changes, said):
     ("changes", "said"),
     [
         ({"op": "min"}, "one of max, avg"),
-        ({"padding": (2, 2)}, "half of its dilated kernel"),
+        ({"padding": (2, 2)}, "at most half of the kernel"),
+        ({"padding": (2, 2), "dilation": (2, 2)}, "at most half of the kernel"),
         ({"op": "avg_pool2d", "dilation": (2, 2)}, "no dilation"),
-        ({"kernel": (9, 9)}, "larger than the padded input"),
+        ({"kernel": (9, 9)}, "output size is too small"),
     ],
 )
 def test_an_impossible_pool_is_refused(changes, said):

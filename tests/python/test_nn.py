@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import pickle
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 
@@ -119,6 +121,37 @@ def test_conv_act_pool(backend, activation):
         torch.testing.assert_close(fused.bias.grad, apart.bias.grad, rtol=1e-4, atol=1e-4)
         with torch.no_grad():
             torch.testing.assert_close(fused(input), expected)
+
+
+@pytest.mark.parametrize("layer", [fnn.ConvAct2d, fnn.ConvActPool2d])
+@pytest.mark.parametrize("slope", [np.float32(0.5), torch.tensor(0.5), Fraction(1, 2), 1, True])
+def test_slopes_of_any_number(backend, layer, slope):
+    made = layer(1, 2, 3, activation="leaky_relu", negative_slope=slope).to(backend.device)
+    assert type(made.negative_slope) is float
+    input = torch.randn(1, 1, 6, 6, device=backend.device)
+    expected = made(input)
+    made.negative_slope = slope
+    assert torch.equal(made(input), expected)
+
+
+@pytest.mark.parametrize("slope", ["0.1", None, 1j, torch.ones(2), [0.1]])
+def test_slopes_that_are_no_number(backend, slope):
+    says = "negative_slope must be a real number, such as 0.01, not "
+    with pytest.raises(TypeError, match=f"^{says}"):
+        fnn.ConvAct2d(1, 2, 3, negative_slope=slope)
+    tensors = torch.randn(1, 1, 6, 6, device=backend.device), torch.randn(2, 1, 3, 3, device=backend.device)
+    for call in (functional.conv2d_act, functional.conv2d_act_max_pool2d):
+        with pytest.raises(TypeError, match=rf"^{call.__name__}\(\): {says}"):
+            call(*tensors, negative_slope=slope)
+
+
+def test_layers_from_before_there_was_a_slope(backend):
+    layer = fnn.ConvAct2d(1, 2, 3, activation="leaky_relu").to(backend.device)
+    input = torch.randn(1, 1, 6, 6, device=backend.device)
+    expected = layer(input)
+    del layer.__dict__["negative_slope"]
+    assert torch.equal(pickle.loads(pickle.dumps(layer))(input), expected)
+    assert "negative_slope=0.01" in repr(layer)
 
 
 def test_without_kernels_it_is_torchs_call(aten_on_cpu):

@@ -54,6 +54,13 @@ def test_small_cnn_refuses_what_cannot_be(wrong, said):
         models.small_cnn(**wrong)
 
 
+@pytest.mark.parametrize("wrong", [{"num_classes": "10"}, {"in_channels": 1.0}, {"image_size": 28.0}])
+def test_small_cnn_says_what_is_no_integer(wrong):
+    (name,) = wrong
+    with pytest.raises(TypeError, match=rf"small_cnn\(\): argument '{name}' must be an int, not"):
+        models.small_cnn(**wrong)
+
+
 @pytest.fixture
 def own_models(tmp_path, monkeypatch):
     (tmp_path / "own_models.py").write_text(
