@@ -160,59 +160,64 @@ __device__ inline void load_eight(const DepthwiseLargeShared<kFloats>& shared, i
   }
 }
 
+// Adds what a source row gives to a cell of which it concerns the first row (kFirst), the second or both.
+// w_at: the first row's taps; the second row's lie one row of taps before them.
+template <bool kFirst, bool kSecond, int kFloats>
+__device__ inline void add_source_row(const DepthwiseLargeShared<kFloats>& shared, int x_at, int w_at,
+                                      int weight_pitch, int taps,
+                                      float (&sum)[kDepthwiseCellRows][kDepthwiseCellColumns]) {
+  static_assert(kDepthwiseCellColumns == 8 && kDepthwiseCellRows == 2, "written for these");
+  float low[8], high[8];
+  load_eight(shared, x_at, low);
+  const auto add = [&](int left) {
+    load_eight(shared, x_at + 8, high);
+    float w[2][8];
+    if constexpr (kFirst) load_eight(shared, w_at, w[0]);
+    if constexpr (kSecond) load_eight(shared, w_at - weight_pitch, w[1]);
+#pragma unroll
+    for (int s = 0; s < 8; ++s) {
+      if (s >= left) break;
+#pragma unroll
+      for (int i = kFirst ? 0 : 1; i < (kSecond ? 2 : 1); ++i) {
+#pragma unroll
+        for (int u = 0; u < 8; ++u) sum[i][u] += (s + u < 8 ? low[s + u] : high[s + u - 8]) * w[i][s];
+      }
+    }
+  };
+  // Twice, so that the registers of low and high change places without moves.
+#pragma unroll 2
+  for (; taps >= 8; taps -= 8) {
+    add(8);
+#pragma unroll
+    for (int u = 0; u < 8; ++u) low[u] = high[u];
+    x_at += 8;
+    w_at += 8;
+  }
+  if (taps > 0) add(taps);
+}
+
 // The sums of the cell at (row, column) of a plane.
 template <int kFloats>
 __device__ inline void sum_cell(const DepthwiseLargeShared<kFloats>& shared,
                                 const DepthwiseLargeParams& params, const DepthwiseLargePlace& place,
                                 int tile, int weight, int row, int column,
                                 float (&sum)[kDepthwiseCellRows][kDepthwiseCellColumns]) {
-  constexpr int kColumns = kDepthwiseCellColumns;
-  static_assert(kColumns == 8 && kDepthwiseCellRows == 2, "the walk over taps is written for these");
 #pragma unroll
-  for (int i = 0; i < 2 * kColumns; ++i) sum[i / kColumns][i % kColumns] = 0;
-  const int taps = params.kernel_columns;
+  for (int i = 0; i < kDepthwiseCellRows * kDepthwiseCellColumns; ++i) {
+    sum[i / kDepthwiseCellColumns][i % kDepthwiseCellColumns] = 0;
+  }
+  // Source row j is under tap row j - row of the cell's first row, and one less of its second.
   const int begin = max(place.rows.low, row), end = min(place.row_end, row + params.kernel_rows + 1);
-  for (int j = begin; j < end; ++j) {
-    // Source row j is under tap row j - row of the cell's first row, and one less of its second.
-    const bool under[2] = {j - row<params.kernel_rows, j> row};
-    int x_at = tile + (j - place.rows.low) * params.pitch + column;
-    int w_at = weight + (j - row) * params.weight_pitch;
-    float low[kColumns];
-    load_eight(shared, x_at, low);
-    int left = taps;
-#pragma unroll 1
-    for (; left >= 8; left -= 8) {
-      float high[kColumns];
-      load_eight(shared, x_at + 8, high);
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        if (!under[i]) continue;
-        float w[8];
-        load_eight(shared, w_at - i * params.weight_pitch, w);
-#pragma unroll
-        for (int s = 0; s < 8; ++s) {
-#pragma unroll
-          for (int u = 0; u < kColumns; ++u) sum[i][u] += (s + u < 8 ? low[s + u] : high[s + u - 8]) * w[s];
-        }
-      }
-#pragma unroll
-      for (int u = 0; u < kColumns; ++u) low[u] = high[u];
-      x_at += 8;
-      w_at += 8;
-    }
-    if (left == 0) continue;
-    float high[kColumns];
-    load_eight(shared, x_at + 8, high);
-#pragma unroll
-    for (int s = 0; s < 7; ++s) {
-      if (s >= left) break;
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        if (!under[i]) continue;
-        const float w = shared.floats.load(w_at - i * params.weight_pitch + s);
-#pragma unroll
-        for (int u = 0; u < kColumns; ++u) sum[i][u] += (s + u < 8 ? low[s + u] : high[s + u - 8]) * w;
-      }
+  int x_at = tile + (begin - place.rows.low) * params.pitch + column;
+  int w_at = weight + (begin - row) * params.weight_pitch;
+  for (int j = begin; j < end; ++j, x_at += params.pitch, w_at += params.weight_pitch) {
+    const int pitch = params.weight_pitch, taps = params.kernel_columns;
+    if (j == row) {
+      add_source_row<true, false>(shared, x_at, w_at, pitch, taps, sum);
+    } else if (j == row + params.kernel_rows) {
+      add_source_row<false, true>(shared, x_at, w_at, pitch, taps, sum);
+    } else {
+      add_source_row<true, true>(shared, x_at, w_at, pitch, taps, sum);
     }
   }
 }
