@@ -96,19 +96,35 @@ class LargeChoice {
   int64_t source_rows_ = 0, source_columns_ = 0;
 };
 
-// Threads of a block: whole warps, all of them busy as far as it goes.
+// Threads of a block: whole warps, many and with an even share of the cells.
 int threads_for(int64_t cells) {
   if (cells <= kDepthwiseLargeThreads) return static_cast<int>(ceil_div(cells, 32) * 32);
-  int64_t best = kDepthwiseLargeThreads;
-  int64_t idle = ceil_div(cells, best) * best;
-  for (int64_t threads = best - 32; threads >= 128; threads -= 32) {
-    const int64_t places = ceil_div(cells, threads) * threads;
-    if (places < idle) {
+  int best = 0;
+  double best_worth = 0;
+  for (int threads = kDepthwiseLargeThreads; threads >= kDepthwiseLargeThreads / 2; threads -= 32) {
+    const double busy = static_cast<double>(cells) / static_cast<double>(ceil_div(cells, threads) * threads);
+    const double worth = busy * (threads + kDepthwiseLargeThreads);
+    if (worth > best_worth) {
       best = threads;
-      idle = places;
+      best_worth = worth;
     }
   }
-  return static_cast<int>(best);
+  return best;
+}
+
+// The tile and the shared memory for it: the small one, unless the large one saves a quarter of what is read.
+struct LargeTile {
+  LargeBlock block;
+  int64_t capacity;
+};
+
+LargeTile choose_tile(const LargeChoice& choice, int64_t channels, const Chip& chip) {
+  const int64_t capacity = kDepthwiseLargeFloats[0], more = kDepthwiseLargeFloats[1];
+  const LargeBlock small = choice.best_tile(channels, capacity);
+  if (chip.shared_bytes_per_block < 4 * more) return {small, capacity};
+  const LargeBlock large = choice.best_tile(channels, more);
+  const bool saves = small.rows == 0 || 4 * choice.read(large) <= 3 * choice.read(small);
+  return large.rows != 0 && saves ? LargeTile{large, more} : LargeTile{small, capacity};
 }
 
 }  // namespace
@@ -132,21 +148,21 @@ std::optional<DepthwiseImagePlan> plan_depthwise_large(Conv2dPass pass, const Co
       return std::nullopt;
     }
   }
-  const bool vectors = problem.c % kVector == 0 &&
-                       channels_align(tensors.source, problem.n, rows.source, columns.source, kVector, bytes);
-  const bool channels_fast = vectors || (problem.c > 1 && tensors.target.stride_c < tensors.target.stride_w);
-
-  // The small shared memory, unless the large one saves a quarter of what is read.
+  // Vectors of channels where the problem has enough of them for every SM.
   const LargeChoice choice(problem, rows, columns);
-  const int64_t channels = vectors ? kVector : 1;
-  LargeBlock block = choice.best_tile(channels, kDepthwiseLargeFloats[0]);
-  const LargeBlock larger = choice.best_tile(channels, kDepthwiseLargeFloats[1]);
-  if (larger.rows == 0) return std::nullopt;
-  int64_t capacity = kDepthwiseLargeFloats[0];
-  if (block.rows == 0 || 4 * choice.read(larger) <= 3 * choice.read(block)) {
-    block = larger;
-    capacity = kDepthwiseLargeFloats[1];
+  const int64_t most_blocks = problem.n * (problem.c / kVector) * ceil_div(class_targets(rows), kFewestRows) *
+                              rows.classes * columns.classes;
+  const bool aligned = problem.c % kVector == 0 &&
+                       channels_align(tensors.source, problem.n, rows.source, columns.source, kVector, bytes);
+  const bool channels_fast = aligned || (problem.c > 1 && tensors.target.stride_c < tensors.target.stride_w);
+  int64_t channels = aligned && most_blocks >= chip.sm_count ? kVector : 1;
+  LargeTile tile = choose_tile(choice, channels, chip);
+  if (tile.block.rows == 0 && channels > 1) {
+    channels = 1;
+    tile = choose_tile(choice, channels, chip);
   }
+  if (tile.block.rows == 0) return std::nullopt;
+  LargeBlock block = tile.block;
   const auto grid_of = [&](const LargeBlock& part) {
     return ceil_div(problem.c, part.channels) * ceil_div(problem.n, part.images) *
            ceil_div(class_targets(rows), part.rows) * ceil_div(class_targets(columns), part.columns) *
@@ -156,7 +172,7 @@ std::optional<DepthwiseImagePlan> plan_depthwise_large(Conv2dPass pass, const Co
     // Several small planes: more images share a block's filters, more channels its runs of bytes. Every SM
     // keeps two blocks.
     const auto takes = [&](const LargeBlock& part) {
-      return choice.floats(part) <= capacity && grid_of(part) >= 2 * chip.sm_count &&
+      return choice.floats(part) <= tile.capacity && grid_of(part) >= 2 * chip.sm_count &&
              part.channels * part.images * choice.plane_cells(part) <= kDepthwiseLargeThreads;
     };
     for (bool grown = true; grown;) {
