@@ -33,6 +33,7 @@ CLAIMS = (
         rf"^generic::wgrad_kernel<({HALF}, .*> ?, 8|float, .*> ?, 4),", {WIDE_LOAD: "operands by 16 bytes"}
     ),
     Claim(rf"^depthwise_[fd]\w+<({HALF}, 8|float, 4)>", {WIDE_LOAD: "a vector of x", WIDE_STORE: "and of y"}),
+    Claim(r"^depthwise_large<", {r"LDS\.128": "four sources or weights", r"STS\.128": "zeros beside them"}),
     Claim(r"^grouped::image_kernel<", {WIDE_COPY: "the box of pixels"}),
     Claim(r"^sweep::sweep_kernel<", {WIDE_COPY: "rows and planes of x and dy"}),
     Claim(
