@@ -164,7 +164,7 @@ def test_padding_is_left_out(chip, case, layout):  # noqa: F811
     assert torch.equal(y[kept.isfinite()].double(), kept[kept.isfinite()])
     assert torch.equal(torch.isnan(ours), torch.isnan(dx))
     w = torch.where(w == 0, 1, w)
-    x[0, 2, 1, 1] = dy[0, 1, 0, 2] = torch.inf
+    x[0, 2, 1, 1] = x[0, 3, 2, -1] = dy[0, 1, 0, 2] = dy[0, 3, 1, -1] = torch.inf
     for got, expected in zip(results(case, x, w, bias, dy), references(case, x, w, bias, dy), strict=True):
         assert torch.equal(got.isfinite(), expected.isfinite())
 
