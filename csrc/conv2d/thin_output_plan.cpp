@@ -119,7 +119,11 @@ std::optional<ThinPlan> plan_thin_output_box(Conv2dPass pass, const Conv2dParams
       const int64_t waste = output.vectors && stage.planes == 1 && output.channels > vector ? 2 : 1;
       const int64_t streams =
           std::min<int64_t>(kThinThreads / (ceil_div(slots, kWarp) * kWarp), stage.planes);
-      const int64_t channel = stage.rows * stage.columns * bytes * waste +
+      // A row of a plane comes in whole vectors of the image's.
+      const int64_t columns =
+          box.dense ? std::min<int64_t>(box.image_w, (ceil_div(stage.columns - 1, vector) + 1) * vector)
+                    : stage.columns;
+      const int64_t channel = stage.rows * columns * bytes * waste +
                               kThinThreads / streams * kThinLaneRows * products / kProductsPerByte +
                               kStageBytes / (stage.planes * box.pixel);
       const int64_t cost = ceil_div(count, chip_blocks) * channel;
