@@ -67,7 +67,7 @@ SHAPES = [
 #: float32's alone: half precision's are the pointwise kernel's.
 POINTWISE = [
     last("1x1", 64, 1, (7, 9), (1, 1)),
-    last("1x1-image", 16, 2, (1, 1), (1, 1)),
+    last("1x1-least", 16, 2, (2, 4), (1, 1)),
     last("1x1-odd", 13, 5, (5, 7), (1, 1)),
 ]
 
@@ -276,6 +276,7 @@ def test_plans_of_last_layers(channels_last):
         (last("stride-over-window", 16, 3, (9, 9), (2, 2), stride=(3, 1)), torch.float32, "nchw"),
         (last("many-taps", 8, 8, (20, 20), (17, 16)), torch.float32, "nchw"),
         (last("half-nhwc", 12, 3, (6, 5), **SAME), torch.float16, "nhwc"),
+        (last("1x1-image", 16, 2, (1, 1), (1, 1)), torch.float32, "nhwc"),
         (last("double", 16, 3, (6, 5), **SAME), torch.float64, "nhwc"),
     ],
     ids=lambda value: value.id if isinstance(value, Conv) else str(value),
