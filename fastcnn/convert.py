@@ -86,24 +86,25 @@ def convert(
     quantised; the report names them.
 
     `fuse` makes a model for inference of one in evaluation mode: a BatchNorm2d after a convolution is folded
-    into its weights (in float64, rounded once), and an addition and an activation after it become part of its
-    kernel. That is done where it can be proved to change nothing but rounding: every module is called once,
-    nobody else sees the values between, no hooks, no shared parameters. The forwards are traced with
-    `torch.fx` for it, on no data; where one cannot be traced, what it calls is looked into instead. A fused
-    convolution is a `ConvAct2d` (a `Conv2d` if only a BatchNorm went into it) with new parameters where a
-    BatchNorm was folded; the modules that it makes up for become `torch.nn.Identity`. Where the code itself
-    has to change (it calls ``F.relu`` or adds, or calls one ReLU twice), the smallest module around it is
-    replaced by a `torch.fx.GraphModule` of the same layers, whose way through its code is what it was in
-    evaluation mode; other methods and attributes of that module are gone.
+    into its weights (in float64, rounded once), and an addition and an activation after it, or an activation
+    and a 2x2 max pool, become part of its kernel. That is done where it can be proved to change nothing but
+    rounding: every module is called once, nobody else sees the values between, no hooks, no shared
+    parameters. The forwards are traced with `torch.fx` for it, on no data; where one cannot be traced, what
+    it calls is looked into instead. A fused convolution is a `ConvAct2d` (a `Conv2d` if only a BatchNorm went
+    into it, a `ConvActPool2d` with a pool) with new parameters where a BatchNorm was folded; the modules that
+    it makes up for become `torch.nn.Identity`. Where the code itself has to change (it calls ``F.relu`` or
+    adds, or calls one ReLU or pool twice), the smallest module around it is replaced by a
+    `torch.fx.GraphModule` of the same layers, whose way through its code is what it was in evaluation mode;
+    other methods and attributes of that module are gone.
 
     It cannot be undone, and state_dict keys change: save before it. Gradients flow through a fused model, and
     ``train()`` leaves the folded BatchNorms the constants they are.
 
     Args:
         model: any module; it may itself be one of the layers.
-        fuse: also fold BatchNorms, and fuse additions and activations.
+        fuse: also fold BatchNorms, and fuse additions, activations and max pools.
         filter: called with each candidate's name and module; False leaves that one alone, and a convolution
-            unfused.
+            or a pool unfused.
         report: also return the `Report`.
 
     Returns:

@@ -33,6 +33,8 @@ CLAIMS = (
         rf"^generic::wgrad_kernel<({HALF}, .*> ?, 8|float, .*> ?, 4),", {WIDE_LOAD: "operands by 16 bytes"}
     ),
     Claim(rf"^depthwise_[fd]\w+<({HALF}, 8|float, 4)>", {WIDE_LOAD: "a vector of x", WIDE_STORE: "and of y"}),
+    Claim(r"^depthwise_strip<", {WIDE_COPY: "rows"}),
+    Claim(r"^depthwise_tile<", {WIDE_LOAD: "the run of planes", WIDE_STORE: "results"}),
     Claim(r"^grouped::image_kernel<", {WIDE_COPY: "the box of pixels"}),
     Claim(r"^sweep::sweep_kernel<", {WIDE_COPY: "rows and planes of x and dy"}),
     Claim(

@@ -30,9 +30,12 @@ void launch(const char* name, void (*kernel)(Params), const LaunchConfig& config
   const void* function = reinterpret_cast<const void*>(kernel);
   constexpr size_t kDefaultSharedLimit = 48 * 1024;
   if (config.shared_bytes > kDefaultSharedLimit) {
-    check_cuda(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                    static_cast<int>(config.shared_bytes)),
-               name);
+    // To all that the device has, whatever this launch takes: the limit belongs to the kernel, and another
+    // thread that set it to less would spoil the launch between the two calls here.
+    int device = 0, most = 0;
+    check_cuda(cudaGetDevice(&device), name);
+    check_cuda(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), name);
+    check_cuda(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, most), name);
   }
   void* arguments[] = {const_cast<Params*>(&params)};
   check_cuda(cudaLaunchKernel(function, config.grid, dim3(config.threads), arguments, config.shared_bytes,

@@ -69,7 +69,8 @@ constexpr int depthwise_strip_threads(int kernel) {
   return kernel == 3 ? 256 : 128;
 }
 constexpr int depthwise_strip_blocks_per_sm(const DepthwiseThreadShape& shape) {
-  return shape.kernel == 3 && shape.transposed() ? 2 : 3;
+  const bool large = shape.kernel == 7 && shape.step == DepthwiseStep::kOne;
+  return large || (shape.kernel == 3 && shape.transposed()) ? 2 : 3;
 }
 
 }  // namespace fastcnn

@@ -14,8 +14,8 @@
 // code, stride 1, an output takes about 22 at 3x3 (9 products; reads, conversions, addresses, stores,
 // copies), 38 at 5x5, 73 at 7x7: memory bounds 3x3 and float 5x5, the issue of instructions the rest.
 // Registers (ptxas, the most of both architectures and all types): 3x3 80, three blocks of 256 threads an SM,
-// transposed 128, two; 5x5 164 and 7x7 167, three blocks of 128.
-// Why two channels a thread: 98 weights of 7x7 and the sums fit the registers of three blocks, and a warp
+// transposed 128, two; 5x5 164, three of 128; 7x7 182, two of 128 (three would spill on sm_80).
+// Why two channels a thread: 98 weights of 7x7 and the sums fit the registers of a thread, and a warp
 // reads 128 bytes of shared memory without conflicts. Targets are written 4 (float: 8) bytes a thread, whole
 // sectors a warp. Padding is zeros in shared memory, and rows of it are skipped; where a weight is not finite
 // a thread goes tap by tap instead and leaves out those in the padding.
@@ -83,7 +83,7 @@ __device__ inline void fetch_strip_rows(DepthwiseStripShared<T, K>& shared,
   begin = max(begin, rows.low);
   end = min(end, rows.high);
   const int64_t row_step = view.stride_h * params.image.rows.dilation.divisor();
-  const int column_step = static_cast<int>(view.stride_w) * params.image.columns.dilation.divisor();
+  const int64_t column_step = view.stride_w * params.image.columns.dilation.divisor();
   int first_slot;
   params.ring_rows.divide(begin, first_slot);
   const int items = params.tile_columns * params.vectors.divisor();

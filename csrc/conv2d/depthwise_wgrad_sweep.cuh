@@ -232,7 +232,9 @@ __device__ inline void for_x(const DepthwiseSweepParams& params, const Place& pl
   } else {
     const int plane = params.problem.h * params.problem.w;
     const int planes = min(params.chunk_channels, params.problem.c - place.channel);
-    for_runs<T>(x, image + static_cast<int64_t>(place.channel) * plane + stage.h * params.problem.w,
+    for_runs<T>(x,
+                image + static_cast<int64_t>(place.channel) * plane +
+                    static_cast<int64_t>(stage.h) * params.problem.w,
                 params.x_elements, stage.images, (planes - 1) * plane + stage.x_rows * params.problem.w,
                 buffer * params.stage_images * params.x_image, params.x_image, f);
   }
@@ -421,10 +423,10 @@ __device__ inline void place_rows(const DepthwiseSweepParams& params, const Plac
   } else {
     const int n = stage.n + image;
     const int x_plane = problem.h * problem.w, dy_plane = problem.p * problem.q;
-    const int64_t x_begin =
-        n * params.x.stride_n + static_cast<int64_t>(place.channel) * x_plane + stage.h * problem.w;
-    const int64_t dy_begin =
-        n * params.dy.stride_n + static_cast<int64_t>(place.channel) * dy_plane + stage.p * problem.q;
+    const int64_t x_begin = n * params.x.stride_n + static_cast<int64_t>(place.channel) * x_plane +
+                            static_cast<int64_t>(stage.h) * problem.w;
+    const int64_t dy_begin = n * params.dy.stride_n + static_cast<int64_t>(place.channel) * dy_plane +
+                             static_cast<int64_t>(stage.p) * problem.q;
     item.x_first = (buffer * params.stage_images + image) * params.x_image + place.lane * x_plane +
                    static_cast<int>(x_begin & (kPer16<T> - 1));
     item.dy += place.lane * dy_plane + static_cast<int>(dy_begin & (kPer16<T> - 1));

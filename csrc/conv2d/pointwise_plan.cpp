@@ -201,8 +201,9 @@ int64_t round_of(PointwiseTile tile, const PointwisePlan& plan, const Chip& chip
   return int64_t{chip.sm_count} * std::min(pointwise_shape(tile).blocks, fit);
 }
 
-// The choice whose blocks read the least. Idle SMs count twice: few blocks also have less in flight.
-TileChoice choose_tile(const PointwisePlan& plan, bool splittable, const Chip& chip) {
+// Of the tiles that fit, the choice whose blocks read the least. Idle SMs count twice: few blocks also have
+// less in flight.
+std::optional<TileChoice> choose_tile(const PointwisePlan& plan, bool splittable, const Chip& chip) {
   const PointwiseParams& params = plan.params;
   const int64_t rows = params.out_row.extent, columns = params.out_column.extent;
   const int64_t partial_bytes =
@@ -211,6 +212,7 @@ TileChoice choose_tile(const PointwisePlan& plan, bool splittable, const Chip& c
   TileChoice best{};
   double least = 0;
   const auto consider = [&](PointwiseTile tile, int tile_rows, int tile_columns) {
+    if (shared_bytes(tile, plan) > chip.shared_bytes_per_block) return;
     TileChoice choice{
         tile, tile_rows, tile_columns, ceil_div(rows, tile_rows), ceil_div(columns, tile_columns), 1};
     const int64_t tiles = choice.items();
@@ -241,6 +243,7 @@ TileChoice choose_tile(const PointwisePlan& plan, bool splittable, const Chip& c
       consider(PointwiseTile::kSmall, tile_rows, tile_columns);
     }
   }
+  if (least == 0) return std::nullopt;
   return best;
 }
 
@@ -269,12 +272,13 @@ std::optional<PointwisePlan> plan_pointwise(Conv2dPass pass, const Conv2dParams&
 
   PointwisePlan plan = bind(pass, params);
   PointwiseParams& result = plan.params;
-  const TileChoice choice = choose_tile(plan, pass == Conv2dPass::kWgrad, chip);
+  const std::optional<TileChoice> chosen = choose_tile(plan, pass == Conv2dPass::kWgrad, chip);
+  if (!chosen.has_value()) return std::nullopt;
+  const TileChoice& choice = *chosen;
   const PointwiseTileShape& shape = pointwise_shape(choice.tile);
   plan.tile = choice.tile;
   plan.threads = shape.threads();
   plan.shared_bytes = static_cast<size_t>(shared_bytes(choice.tile, plan));
-  if (plan.shared_bytes > static_cast<size_t>(chip.shared_bytes_per_block)) return std::nullopt;
   result.tile_rows = choice.rows;
   result.tile_columns = choice.columns;
   result.steps = static_cast<int>(ceil_div(result.reduction, shape.depth));

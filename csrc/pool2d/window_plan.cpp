@@ -42,7 +42,8 @@ std::optional<Pool2dPlan> plan_window_pool2d(const Pool2dCall& call, const Chip&
   plan.block_columns =
       back ? std::max<int>(problem.q, ceil_div(problem.w + problem.pad_w, kSide)) : problem.q;
   plan.items = int64_t{problem.n} * plan.block_rows * plan.block_columns * (problem.c / plan.vector);
-  if (plan.items >= int64_t{1} << 31) return std::nullopt;
+  // The last block's overhang is counted in 32 bits too.
+  if (plan.items > (int64_t{1} << 31) - kPoolThreads) return std::nullopt;
   int64_t threads = kPoolThreads;
   while (threads > kFewestThreads && ceil_div(plan.items, threads) < chip.sm_count) threads /= 2;
   plan.threads = static_cast<int>(threads);

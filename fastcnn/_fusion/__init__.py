@@ -1,4 +1,4 @@
-"""Fusing BatchNorm, addition and activation into the convolutions before them, where that can be proved.
+"""Fusing BatchNorm, addition, activation and max pool into the convolutions before them, where proved right.
 
 A module's forward is traced (`tracing`), chains are found in its graph and proved (`chains`, `aliasing`), and
 made in place where only modules are involved, else by rebuilding the smallest module around them (`apply`).
@@ -90,7 +90,8 @@ class _Fusion:
             if module is not None:
                 parts.append(self.model.name(module))
             else:
-                parts.append("add" if node is chain.addition else chain.function.name)
+                calls = {chain.addition: "add", chain.pool: "max_pool2d"}
+                parts.append(calls.get(node, chain.function.name))
         self._report.fused.append(
             Fused(tuple(parts), layer_class(chain), chain.function.name, chain.addition is not None)
         )

@@ -25,6 +25,8 @@ def layer_class(chain: Chain) -> type[nn.Conv2d]:
     """The class of the layer that computes the chain."""
     if chain.addition is not None:
         return ConvAddAct2d
+    if chain.pool is not None:
+        return nn.ConvActPool2d
     return nn.ConvAct2d if chain.activation is not None else nn.Conv2d
 
 
@@ -53,7 +55,7 @@ def _become_layer(layer: torch.nn.Conv2d, traced: Trace, chain: Chain, model: Mo
         weight, bias = model.fold(conv, traced.module(chain.norm))
         layer.__dict__.update(_parameters={**layer._parameters, "weight": weight, "bias": bias}, folded=True)
     layer.__class__ = layer_class(chain)
-    if chain.addition is not None or chain.activation is not None:
+    if isinstance(layer, nn.ConvAct2d):
         layer.activation, layer.negative_slope = chain.function.name, chain.function.negative_slope
     if chain.addition is not None:
         layer.in_place = chain.adds_in_place
@@ -105,7 +107,8 @@ def rebuilt(owner: Module, chains: list[tuple[Trace, Chain]], model: Model) -> f
 
 def _key(traced: Trace, chain: Chain) -> tuple[Any, ...]:
     norm = None if chain.norm is None else traced.module(chain.norm)
-    return traced.module(chain.conv), norm, chain.addition is not None, chain.adds_in_place, chain.function
+    added, pooled = chain.addition is not None, chain.pool is not None
+    return traced.module(chain.conv), norm, added, chain.adds_in_place, chain.function, pooled
 
 
 def _rewrite(graph: fx.Graph, chain: Chain) -> None:

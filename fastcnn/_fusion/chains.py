@@ -1,7 +1,8 @@
 """The sequences that one fused layer computes, found in a module's graph and proved.
 
-A chain starts at a convolution and grows step by step: the BatchNorm after it, an addition, an activation.
-Each step asks that nobody else sees the value so far. Another fusion is another step, after these.
+A chain starts at a convolution and grows step by step: the BatchNorm after it, an addition, an activation,
+and where nothing is added a 2x2 max pool. Each step asks that nobody else sees the value so far. Another
+fusion is another step, after these.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import fx
 from torch.nn import Module
 from torch.nn.utils import parametrize
 
-from fastcnn import nn
+from fastcnn import functional, nn
 from fastcnn._checks import activation_problem
 from fastcnn._fusion.aliasing import Memory, in_place_operand
 from fastcnn._fusion.in_place import iadd
@@ -48,6 +49,14 @@ _FUNCTIONS: dict[Any, str] = {
     F.leaky_relu_: "leaky_relu",
 }
 _ADDITIONS = (operator.add, iadd, torch.add, "add", "add_")
+_MAX_POOLS = (torch.nn.MaxPool2d, nn.MaxPool2d)
+_MAX_POOL_FUNCTIONS = (F.max_pool2d, torch.max_pool2d, functional.max_pool2d)
+#: The options of a max pool in the order of the functions' arguments, and what they are of the fused one.
+_HALVING = {"kernel_size": 2, "stride": 2, "padding": 0, "dilation": 1}
+_FLAGS = ("ceil_mode", "return_indices")
+
+_MOST_TAPS = 25
+_MOST_PRODUCTS = 150
 
 
 @dataclass(frozen=True)
@@ -66,12 +75,19 @@ class Chain:
     adds_in_place: bool = False
     activation: fx.Node | None = None
     function: Activation = Activation("none")
-    #: Whether modules that are called only here can do it all, with the code around them as it is.
-    by_modules: bool = True
+    pool: fx.Node | None = None
+    #: The nodes that no module called only here computes: the code around them has to change.
+    in_code: frozenset[fx.Node] = frozenset()
 
     @property
     def nodes(self) -> list[fx.Node]:
-        return [node for node in (self.conv, self.norm, self.addition, self.activation) if node is not None]
+        nodes = (self.conv, self.norm, self.addition, self.activation, self.pool)
+        return [node for node in nodes if node is not None]
+
+    @property
+    def by_modules(self) -> bool:
+        """Whether modules that are called only here can do it all, with the code around them as it is."""
+        return not self.in_code
 
     @property
     def residual(self) -> fx.Node:
@@ -99,7 +115,10 @@ class Chain:
         """The part of it that can do without changing the code around it, if there is any."""
         if self.by_modules:
             return self
-        return Chain(self.conv, self.norm) if self.norm is not None else None
+        part = Chain(self.conv, self.norm)
+        if self.addition is None and self.activation not in self.in_code:
+            part.activation, part.function = self.activation, self.function
+        return part if len(part.nodes) > 1 else None
 
 
 @dataclass
@@ -134,7 +153,11 @@ class _Finder:
         self._add_additions(chains)
         for chain in chains:
             self._add_activation(chain)
-            chain.by_modules = chain.addition is None and self._by_module(chain.activation)
+            self._add_pool(chain)
+            others = (chain.addition, chain.activation, chain.pool)
+            chain.in_code = frozenset(
+                node for node in others if node is not None and not self._by_module(node)
+            )
         return Found([chain for chain in chains if len(chain.nodes) > 1], self._refused)
 
     def _starts(self, node: fx.Node) -> bool:
@@ -236,11 +259,32 @@ class _Finder:
         if activation is not None:
             chain.activation, chain.function = user, activation
 
-    def _by_module(self, activation: fx.Node | None) -> bool:
-        if activation is None:
-            return True
-        module = self._trace.module(activation)
-        return module is not None and self._problem(activation, module) is None
+    def _add_pool(self, chain: Chain) -> None:
+        if chain.addition is not None or len(chain.end.users) != 1:
+            return
+        (user,) = chain.end.users
+        if _pooled_well(self._trace.module(chain.conv)) and self._is_pool(user):
+            chain.pool = user
+
+    def _by_module(self, node: fx.Node) -> bool:
+        module = self._trace.module(node)
+        return module is not None and self._problem(node, module) is None
+
+    def _is_pool(self, node: fx.Node) -> bool:
+        """Whether the node is the max pool that our kernels have behind a convolution."""
+        if node.op == "call_module":
+            module = self._trace.module(node)
+            return (
+                type(module) in _MAX_POOLS
+                and _of_one_value(node)
+                and watched(module) is None
+                and _halves({name: getattr(module, name) for name in (*_HALVING, *_FLAGS)})
+                and self._model.allows(module)
+            )
+        if node.op != "call_function" or node.target not in _MAX_POOL_FUNCTIONS or not node.args:
+            return False
+        options = dict(zip((*_HALVING, *_FLAGS), node.args[1:], strict=False))
+        return _halves({**options, **node.kwargs})
 
     def _activation_of(self, node: fx.Node) -> Activation | None:
         """The activation that this node applies to its first operand, if our kernels have it."""
@@ -274,6 +318,37 @@ def _activation(name: str, negative_slope: Any) -> Activation | None:
     if not isinstance(negative_slope, (int, float)) or activation_problem(name, negative_slope) is not None:
         return None
     return Activation(name, float(negative_slope))
+
+
+def _pooled_well(conv: torch.nn.Conv2d) -> bool:
+    """Whether the kernels that also pool are a good choice for the convolution itself.
+
+    They unroll 3x3 windows of stride 1, with less traffic a product than the generic tile, and use tensor
+    cores in half precision. Other windows cost a third more arithmetic in float32, by their planner's
+    estimate; a write and a read of the convolution's output take an H200 as long as some 50 products a pixel
+    (by its data sheet): a third of 150. Large windows over few channels have kernels of their own. The layer
+    leaves the choice open all the same: a planner that knows better runs a convolution, then a pool.
+    """
+    if conv.groups != 1:
+        return False
+    if conv.kernel_size == (3, 3) and conv.stride == conv.dilation == (1, 1):
+        return True
+    taps = conv.kernel_size[0] * conv.kernel_size[1]
+    return taps <= _MOST_TAPS and taps * conv.in_channels <= _MOST_PRODUCTS
+
+
+def _halves(options: dict[str, Any]) -> bool:
+    """Whether these are a max pool's options of a 2x2 window, stride 2 and nothing else."""
+    if not options.keys() <= {*_HALVING, *_FLAGS} or any(options.get(flag, False) for flag in _FLAGS):
+        return False
+    if options.get("stride") in (None, (), []):  # the kernel's
+        options = {**options, "stride": options.get("kernel_size")}
+    return all(
+        type(value) in (int, tuple, list, fx.immutable_collections.immutable_list)
+        and value in (expected, (expected, expected), [expected, expected])
+        for name, expected in _HALVING.items()
+        for value in (options.get(name, 0 if name == "padding" else 1),)
+    )
 
 
 def _of_one_value(node: fx.Node) -> bool:

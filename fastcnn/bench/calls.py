@@ -24,6 +24,13 @@ def conv2d(row: ConvRow, x: Tensor, weight: Tensor, bias: Tensor | None, activat
     )
 
 
+def conv2d_act_max_pool2d(row: ConvRow, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Forward, bias, relu and a 2x2 max pool in the kernel."""
+    return functional.conv2d_act_max_pool2d(
+        x, weight, bias, row.stride, row.padding, row.dilation, row.groups, activation="relu"
+    )
+
+
 def conv2d_dgrad(row: ConvRow, dy: Tensor, weight: Tensor, channels_last: bool, tf32: bool) -> Tensor:
     """The gradient of the input, in the wanted layout."""
     return _raw(_ops.conv2d_dgrad.default, dy, weight, row.h, row.w, *row.geometry, channels_last, tf32)

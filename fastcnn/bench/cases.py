@@ -24,6 +24,7 @@ _CONV_PASSES = {
     "wgrad": "conv2d_wgrad",
     "forward_backward": "conv2d_forward_backward",
     "act": "conv2d_act",
+    "act_pool": "conv2d_act_max_pool2d",
 }
 _POOL_PASSES = {"fprop": "{}", "backward": "{}_backward", "forward_backward": "{}_forward_backward"}
 _MODEL_PASSES = {
@@ -63,11 +64,7 @@ class Case:
 def operations(row: Row, passes: Sequence[str] = ()) -> list[str]:
     """The operations of a row; `passes` names some of them, none stands for those that a network needs."""
     if isinstance(row, ConvRow):
-        ops = {
-            name: op
-            for name, op in _CONV_PASSES.items()
-            if not (name == "dgrad" and row.first_layer) or "dgrad" in passes
-        }
+        ops = {name: op for name, op in _CONV_PASSES.items() if name in passes or _wanted(name, row)}
     elif isinstance(row, PoolRow):
         ops = {name: op.format(row.op) for name, op in _POOL_PASSES.items()}
     elif row.suite == "models":
@@ -75,6 +72,13 @@ def operations(row: Row, passes: Sequence[str] = ()) -> list[str]:
     else:
         ops = {row.suite: row.suite}
     return [op for name, op in ops.items() if not passes or name in passes]
+
+
+def _wanted(name: str, row: ConvRow) -> bool:
+    """Whether a network asks for this pass of the layer."""
+    if name == "dgrad":
+        return not row.first_layer
+    return name != "act_pool" or row.suite == "small_cnn_28"
 
 
 def expand(
@@ -136,8 +140,8 @@ _QUICK_CONVS = {
     "convnext_t_224": (("features.1.0.block.0", ("fprop", "dgrad", "wgrad")),),
     "resnext50_224": (("layer2.1.conv2", ("fprop", "dgrad", "wgrad")),),
     "small_cnn_28": (
-        ("conv1_n128", ("fprop", "wgrad", "act")),
-        ("conv2_n128", ("fprop", "dgrad", "wgrad", "act")),
+        ("conv1_n128", ("fprop", "wgrad", "act_pool")),
+        ("conv2_n128", ("fprop", "dgrad", "wgrad", "act_pool")),
         ("conv2_n1", ("fprop",)),
     ),
     "vgg16_224": (("features.2", ("fprop", "wgrad")),),

@@ -40,6 +40,7 @@ _OPERANDS = {
     "conv2d_wgrad": ("dy", "x", "w"),
     "conv2d_forward_backward": ("dy", "x", "w"),
     "conv2d_act": ("x", "w", "b"),
+    "conv2d_act_max_pool2d": ("x", "w", "b"),
 }
 _PLANNED = {
     "conv2d_fprop": ("conv2d_fprop",),
@@ -47,6 +48,7 @@ _PLANNED = {
     "conv2d_wgrad": ("conv2d_wgrad",),
     "conv2d_forward_backward": ("conv2d_fprop", "conv2d_dgrad", "conv2d_wgrad"),
     "conv2d_act": ("conv2d_fprop",),
+    "conv2d_act_max_pool2d": ("conv2d_act_max_pool2d",),
 }
 
 
@@ -74,7 +76,7 @@ def conv_problem(case: Case, device: torch.device) -> Problem:
             padding=row.padding,
             dilation=row.dilation,
             groups=row.groups,
-            **({"bias": True} if op == "conv2d_act" else {}),
+            **({"bias": True} if op.startswith("conv2d_act") else {}),
         )
         for name in _passes(case)
     ]
@@ -83,6 +85,7 @@ def conv_problem(case: Case, device: torch.device) -> Problem:
         "conv2d_dgrad": image,
         "conv2d_wgrad": filters,
         "conv2d_forward_backward": image + filters + outputs,
+        "conv2d_act_max_pool2d": outputs // 4,
     }.get(op, outputs)
     summed = row.n * row.output_shape[2] * row.output_shape[3]
     longest = {
@@ -173,6 +176,8 @@ def _ours(case: Case) -> Callable[[Operands], Call]:
         return lambda ops: lambda: calls.conv2d_wgrad(row, ops[0], ops[1], channels_last, case.tf32)
     if case.op == "conv2d_act":
         return lambda ops: lambda: calls.conv2d(row, *ops, "relu")
+    if case.op == "conv2d_act_max_pool2d":
+        return lambda ops: lambda: calls.conv2d_act_max_pool2d(row, *ops)
     return _with_gradients(case, lambda x, w: calls.conv2d(row, x, w, None))
 
 
@@ -184,6 +189,8 @@ def _torchs(case: Case) -> Callable[[Operands], Call]:
         return lambda ops: lambda: F.conv2d(*ops, None, *geometry)
     if case.op == "conv2d_act":
         return lambda ops: lambda: F.relu(F.conv2d(*ops, *geometry), inplace=True)
+    if case.op == "conv2d_act_max_pool2d":
+        return lambda ops: lambda: F.max_pool2d(F.relu(F.conv2d(*ops, *geometry), inplace=True), 2)
     if case.op == "conv2d_forward_backward":
         return _with_gradients(case, lambda x, w: F.conv2d(x, w, None, *geometry))
     which = 0 if case.op == "conv2d_dgrad" else 1
@@ -203,6 +210,10 @@ def _baselines(case: Case, device: torch.device) -> tuple[list[Way], dict[str, s
     missing = {}
     if row.depthwise:
         ways.append(Way("aten_native", lambda ops: without_cudnn(torchs(ops)), "contiguous"))
+    if case.op == "conv2d_act_max_pool2d":
+        geometry = (row.stride, row.padding, row.dilation, row.groups)
+        pooled = compiled(lambda x, w, b: F.max_pool2d(F.relu(F.conv2d(x, w, b, *geometry)), 2))
+        ways.append(Way("compile", lambda ops: lambda: pooled(*ops)))
     if case.op == "conv2d_act":
         geometry = (row.stride, row.padding, row.dilation, row.groups)
         fused = compiled(lambda x, w, b: F.relu(F.conv2d(x, w, b, *geometry)))
@@ -240,6 +251,8 @@ def _truth(case: Case) -> Callable[[Operands], Operands]:
             return (forward(*operands),)
         if case.op == "conv2d_act":
             return (forward(*operands).relu_(),)
+        if case.op == "conv2d_act_max_pool2d":
+            return (F.max_pool2d(forward(*operands).relu_(), 2),)
         if case.op != "conv2d_forward_backward":
             return (gradient(*operands, 0 if case.op == "conv2d_dgrad" else 1),)
         dgrad = (gradient(*operands, 0),) if _wants_dgrad(case) else ()

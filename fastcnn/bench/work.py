@@ -48,14 +48,14 @@ def work(
     """The floor of one call.
 
     Args:
-        op: as for `fastcnn.plan`: "conv2d_fprop", "conv2d_dgrad", "conv2d_wgrad", "max_pool2d",
-            "avg_pool2d", also with "adaptive_" before it and "_backward" after it. Further
+        op: as for `fastcnn.plan`: "conv2d_fprop", "conv2d_dgrad", "conv2d_wgrad", "conv2d_act_max_pool2d",
+            "max_pool2d", "avg_pool2d", also with "adaptive_" before it and "_backward" after it. Further
             "conv2d_forward_backward", the three passes one after another, and "max_pool2d_gather" and
             "adaptive_max_pool2d_gather", which pick from an input by given indices.
         input: the sizes ``(N, C, H, W)`` of the layer's input, for every `op`.
         weight: for convolutions, the sizes ``(K, C // groups, R, S)``.
         dtype: of all tensors but the indices.
-        bias: whether fprop reads one.
+        bias: whether the forward pass of a convolution reads one.
         index_dtype: of the positions that a max pool writes, or that its backward pass or gather reads. None
             for a forward pass that keeps none.
         geometry: kernel_size, output_size, stride, padding, dilation, groups, ceil_mode: as in `plan`.
@@ -72,7 +72,7 @@ def work(
     gathers = op in ("max_pool2d_gather", "adaptive_max_pool2d_gather")
     base = op.removesuffix("_gather") if gathers else op
     numbers = problem_numbers(base, input, weight=weight, **geometry)
-    maximum = "max_pool2d" in base
+    maximum = "max_pool2d" in base and not base.startswith("conv2d")
     backward = base.endswith("_backward")
     if maximum and (gathers or backward) and index_dtype is None:
         raise ValueError(f"work(): {op} reads indices, so index_dtype is needed")
@@ -88,14 +88,16 @@ def work(
 
 def _conv(op: str, numbers: list[int], size: int, bias: bool) -> Work:
     n, c, h, w, k, r, s, p, q, stride_h, stride_w, top, left, dilation_h, dilation_w, groups = numbers
+    if op == "conv2d_act_max_pool2d":  # what the windows leave out need not be made
+        p, q = p // 2 * 2, q // 2 * 2
     rows, _ = _touched(h, _sliding(p, r, stride_h, top, dilation_h))
     columns, _ = _touched(w, _sliding(q, s, stride_w, left, dilation_w))
     outputs = n * k * p * q
     filters = k * (c // groups) * r * s
     image = n * c * h * w if op == "conv2d_dgrad" else n * c * rows * columns
     flops = 2 * outputs * (c // groups) * r * s
-    elements = image + filters + outputs
-    if bias and op == "conv2d_fprop":
+    elements = image + filters + (outputs // 4 if op == "conv2d_act_max_pool2d" else outputs)
+    if bias and op in ("conv2d_fprop", "conv2d_act_max_pool2d"):
         elements += k
         flops += outputs
     return Work(elements * size, flops)

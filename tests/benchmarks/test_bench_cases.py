@@ -51,11 +51,13 @@ def all_right(found):
     ids=lambda value: getattr(value, "layer", value),
 )
 def test_every_pass_of_a_convolution_agrees(operators_on_cpu, nothing_compiled, row, dtype):
-    for case in expand([row], dtypes=[dtype]):
+    pooled = expand([row], passes=["act_pool"], dtypes=[dtype])
+    assert [case.op for case in pooled] == ["conv2d_act_max_pool2d"]
+    for case in expand([row], dtypes=[dtype]) + pooled:
         found = all_right(measure(case, wall_settings()))
         expected = {"cudnn_channels_last", "cudnn_nchw"}
         expected |= {"aten_native"} if row.depthwise else set()
-        expected |= {"compile"} if case.op == "conv2d_act" else set()
+        expected |= {"compile"} if case.op in ("conv2d_act", "conv2d_act_max_pool2d") else set()
         assert set(found["contenders"]) == {"fastcnn", *expected}
         assert set(found["skipped"]) == ({"cudnn_fused"} if case.op == "conv2d_act" else set())
         assert found["baseline"] in expected
@@ -155,6 +157,8 @@ def test_names_become_dtypes_layouts_and_operations():
         "conv2d_act",
     ]
     assert [case.op for case in expand([FIRST], passes=["dgrad"])] == ["conv2d_dgrad"]
+    small = {case.op for case in expand(select(["small_cnn_28"]))}
+    assert "conv2d_act_max_pool2d" in small
     assert expand([POOLS[0]], dtypes=["tf32"]) == expand([POOLS[0]], dtypes=["fp32"])
     overhead = select(["call_overhead"])
     assert len(expand(overhead, dtypes=["bf16", "fp32"], layouts=["nchw", "nhwc"])) == len(overhead)
@@ -173,6 +177,7 @@ def test_identities_are_unique_and_the_quick_selection_is_there():
     assert len(set(chosen)) == len(chosen) < 80
     ops = {case.op for case in chosen}
     assert {"conv2d_dgrad", "conv2d_act", "max_pool2d_backward", "small_cnn_step", "model_training"} <= ops
+    assert "conv2d_act_max_pool2d" in ops
     assert {"bf16", "fp32", "tf32"} == {case.short_dtype for case in chosen}
     assert any(case.row.depthwise for case in chosen if isinstance(case.row, ConvRow))
     assert {case.row for case in chosen} <= set(suites.select(["all"]))

@@ -121,6 +121,16 @@ def test_a_known_layer():
     assert found.bytes == 2 * (128 * 3 * 224 * 224 + 64 * 3 * 49 + 128 * 64 * 112 * 112)
 
 
+def test_a_pooled_convolution_makes_what_its_windows_hold():
+    """5x5 pixels make 2x2 windows: the last row and column are left out, and so is what only they read."""
+    layer = {"dtype": torch.float16, "padding": 1}
+    found = work("conv2d_act_max_pool2d", (2, 3, 5, 5), (8, 3, 3, 3), bias=True, **layer)
+    assert found.bytes == 2 * (2 * 3 * 5 * 5 + 8 * 3 * 9 + 8 + 2 * 8 * 2 * 2)
+    assert found.flops == 2 * 2 * 8 * 4 * 4 * 3 * 9 + 2 * 8 * 4 * 4
+    point = work("conv2d_act_max_pool2d", (2, 3, 5, 5), (8, 3, 1, 1), dtype=torch.float16)
+    assert point.bytes == 2 * (2 * 3 * 4 * 4 + 8 * 3 + 2 * 8 * 2 * 2)
+
+
 def test_arguments_that_do_not_belong_are_refused():
     shape = (1, 4, 8, 8)
     for op, keywords, words in (

@@ -131,18 +131,19 @@ def network(name: str) -> nn.Module:
     return settle(model)
 
 
-#: The sites by activation and residual, the modules rebuilt, the BatchNorms left.
+#: The sites by activation and residual, the modules rebuilt, the BatchNorms left, the sites with a pool.
 NETWORKS = {
-    "resnet50": ({("relu", False): 33, ("relu", True): 16, ("none", False): 4}, 16, 0),
+    "resnet50": ({("relu", False): 33, ("relu", True): 16, ("none", False): 4}, 16, 0, 0),
     "mobilenet_v3_large": (
         {("hardswish", False): 20, ("relu", False): 19, ("none", True): 10, ("none", False): 5},
         10,
         0,
+        0,
     ),
     # norm1 stands before its convolution: one in each of 58 layers, 3 transitions and the end.
-    "densenet121": ({("relu", False): 59}, 0, 62),
-    "googlenet": ({("relu", False): 57}, 57, 0),
-    "vgg16_bn": ({("relu", False): 13}, 0, 0),
+    "densenet121": ({("relu", False): 59}, 0, 62, 0),
+    "googlenet": ({("relu", False): 57}, 57, 0, 0),
+    "vgg16_bn": ({("relu", False): 13}, 0, 0, 5),
 }
 
 
@@ -151,8 +152,9 @@ def test_torchvision_models(name, aten_on_cpu):
     model = network(name)
     kind = type(model)
     fused, report, before = fuse(model)
-    sites, rebuilt, norms = NETWORKS[name]
+    sites, rebuilt, norms, pooled = NETWORKS[name]
     assert Counter((f.activation, f.residual) for f in report.fused) == sites
+    assert sum(f.after is fnn.ConvActPool2d for f in report.fused) == pooled
     assert report.unfused == []
     assert len(report.rebuilt) == rebuilt
     assert fused is model
@@ -382,6 +384,258 @@ def test_folding(dtype, options):
     shift = (0 if bn.bias is None else bn.bias) - bn.running_mean * factor
     torch.testing.assert_close(folded, expected, rtol=torch.finfo(dtype).eps, atol=0)
     torch.testing.assert_close(fused[0].bias, shift.to(dtype), rtol=torch.finfo(dtype).eps, atol=1e-6)
+
+
+# Pools
+
+
+class Pools(nn.Module):
+    """The classic small network: one pool, called twice, and functions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2, self.conv3 = nn.Conv2d(1, 4, 5), nn.Conv2d(4, 6, 3), nn.Conv2d(6, 3, 3)
+        self.bn = norm(6)
+        self.pool = nn.MaxPool2d(2, 2)
+        self.eval()
+
+    def forward(self, x):
+        x = self.pool(F.relu(self.conv1(x)))
+        x = F.max_pool2d(self.bn(self.conv2(x)).sigmoid(), 2)
+        return self.pool(self.conv3(x))
+
+
+def test_pools_by_our_kernels(backend):
+    layers = (
+        (nn.Conv2d(1, 4, 3), norm(4), nn.ReLU(inplace=True), nn.MaxPool2d(2)),
+        (nn.Conv2d(4, 5, 3, padding=1, padding_mode="reflect"), nn.Tanh(), fnn.MaxPool2d((2, 2), [2, 2])),
+        (nn.Conv2d(5, 3, 3, padding="same", bias=False), nn.MaxPool2d(2, 2)),
+    )
+    model = nn.Sequential(*(layer for some in layers for layer in some)).eval().to(backend.device)
+    fused, report, before = fuse(model)
+    assert parts(report) == ["0 + 1 + 2 + 3", "4 + 5 + 6", "7 + 8"]
+    assert "0 + 1 + 2 + 3  -> fastcnn.nn.ConvActPool2d (relu)" in str(report)
+    assert report.rebuilt == []
+    kinds = [type(module) for module in fused]
+    assert [kinds.index(fnn.ConvActPool2d, start) for start in (0, 1, 5)] == [0, 4, 7]
+    assert kinds.count(nn.Identity) == 6
+    x = picture(2, 1, 19, 18).to(backend.device)
+    same(fused, before, x)
+    same(fused[4:], before[4:], picture(4, 9, 8).to(x))  # unbatched
+    assert [type(module) for module in fastcnn.revert(copy.deepcopy(fused))] == kinds
+    rebuilt, report, before = fuse(Pools().to(backend.device))
+    assert parts(report) == ["conv1 + relu + pool", "conv2 + bn + sigmoid + max_pool2d", "conv3 + pool"]
+    assert isinstance(rebuilt, torch.fx.GraphModule)
+    assert {type(module) for module in rebuilt.children()} == {fnn.ConvActPool2d}
+    x = picture(1, 1, 29, 28).to(backend.device)
+    same(rebuilt, before, x)
+    x[..., 9, 9] = float("nan")
+    torch.testing.assert_close(rebuilt(x), before(x), equal_nan=True)
+
+
+def test_copies_gradients_and_compilation_with_pools(operators_on_cpu):
+    x = picture(1, 1, 29, 28)
+    fused, _, before = fuse(Pools())
+    for copied in (copy.deepcopy(fused), pickle.loads(pickle.dumps(fused))):
+        same(copied, before, x)
+    same(torch.compile(fused, fullgraph=True, backend="eager"), before, x)
+    x, y = x.requires_grad_(), x.detach().double().requires_grad_()
+    fused(x).square().sum().backward()
+    before.double()(y).square().sum().backward()
+    torch.testing.assert_close(x.grad, y.grad.float(), rtol=1e-3, atol=1e-4)
+
+
+POOLS = [
+    (nn.MaxPool2d(2), True),
+    (nn.MaxPool2d((2, 2), (2, 2), (0, 0), (1, 1)), True),
+    (fnn.MaxPool2d(2), True),
+    (nn.MaxPool2d(2, ceil_mode=True), False),
+    (nn.MaxPool2d(2, 1), False),
+    (nn.MaxPool2d((2, 1)), False),
+    (nn.MaxPool2d(2, (2, 1)), False),
+    (nn.MaxPool2d(3, 2), False),
+    (nn.MaxPool2d(3, 2, 1), False),
+    (nn.MaxPool2d(2, 2, 1), False),
+    (nn.MaxPool2d(2, 2, (0, 1)), False),
+    (nn.MaxPool2d(2, dilation=2), False),
+    (nn.AvgPool2d(2), False),
+    (nn.AdaptiveMaxPool2d(3), False),
+]
+
+
+@pytest.mark.parametrize(("pool", "fits"), POOLS)
+def test_pool_modules(pool, fits):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), norm(4), nn.ReLU(), pool).eval()
+    fused, report, before = fuse(model)
+    assert parts(report) == ["0 + 1 + 2" + (" + 3" if fits else "")]
+    assert type(fused[0]) is (fnn.ConvActPool2d if fits else fnn.ConvAct2d)
+    same(fused, before, picture(2, 3, 9, 7))
+
+
+POOL_FUNCTIONS = [
+    (lambda x: F.max_pool2d(x, 2), True),
+    (lambda x: F.max_pool2d(x, (2, 2), stride=[2, 2], padding=(0, 0)), True),
+    (lambda x: torch.max_pool2d(x, 2), True),
+    (lambda x: torch.max_pool2d(x, [2, 2], [], 0, 1, False), True),
+    (lambda x: fastcnn.functional.max_pool2d(x, 2, 2, 0, 1, False, False), True),
+    (lambda x: F.max_pool2d(x, 2, ceil_mode=True), False),
+    (lambda x: torch.max_pool2d(x, 2, 2, 0, 1, True), False),
+    (lambda x: F.max_pool2d(x, 2, 1), False),
+    (lambda x: F.max_pool2d(x, 3, 2), False),
+    (lambda x: F.max_pool2d(x, 2, padding=1), False),
+    (lambda x: F.max_pool2d(x, 2, dilation=2), False),
+    (lambda x: torch.max_pool2d(x, (2, 1), 2), False),
+    (lambda x: F.max_pool2d(x, x.dim() - 2), False),
+    (lambda x: F.max_pool2d(x, 2, return_indices=True)[0], False),
+    (lambda x: fastcnn.functional.max_pool2d(x, 2, return_indices=True)[0], False),
+    (lambda x: F.avg_pool2d(x, 2), False),
+]
+
+
+@pytest.mark.parametrize(("function", "fits"), POOL_FUNCTIONS)
+def test_pool_functions(function, fits):
+    fused, report, before = fuse(Code(lambda self, x: function(F.silu(self.bn(self.conv(x))))))
+    assert parts(report) == ["conv + bn + silu" + (" + max_pool2d" if fits else "")]
+    assert type(fused.conv) is (fnn.ConvActPool2d if fits else fnn.ConvAct2d)
+    same(fused, before, picture(2, 3, 9, 7))
+
+
+def pooled_and_kept(self, x):
+    y = F.relu(self.bn(self.conv(x)))
+    return self.pool(y) + y.mean()
+
+
+def pooled_twice(self, x):
+    y = F.relu(self.bn(self.conv(x)))
+    return self.pool(y) + self.pool(y)
+
+
+def written_before_the_pool(self, x):
+    y = F.relu(self.bn(self.conv(x)))
+    y += 1
+    return self.pool(y)
+
+
+def given_before_the_pool(self, x):
+    y = F.relu(self.bn(self.conv(x)))
+    return self.pool(y), y
+
+
+def added_before_the_pool(self, x):
+    return self.pool(F.relu(self.bn(self.conv(x)) + x))
+
+
+def added_and_not_activated(self, x):
+    return self.pool(self.bn(self.conv(x)) + x)
+
+
+UNPOOLED = {
+    pooled_and_kept: "conv + bn + relu",
+    pooled_twice: "conv + bn + relu",
+    written_before_the_pool: "conv + bn + relu",
+    given_before_the_pool: "conv + bn + relu",
+    added_before_the_pool: "conv + bn + add + relu",
+    added_and_not_activated: "conv + bn + add",
+}
+
+
+@pytest.mark.parametrize("forward", list(UNPOOLED))
+def test_values_that_are_pooled_and_more(forward):
+    fused, report, before = fuse(Code(forward, pool=nn.MaxPool2d(2)))
+    assert parts(report) == [UNPOOLED[forward]]
+    x = picture()
+    torch.testing.assert_close(fused(x), before(x), rtol=1e-4, atol=1e-4)
+
+
+CONVOLUTIONS = [
+    ({}, True),
+    ({"out_channels": 8, "groups": 4}, False),
+    # Windows that the pooled kernels do not unroll: only where there is little to compute.
+    ({"stride": 2}, True),
+    ({"in_channels": 20, "stride": 2}, False),
+    ({"in_channels": 20, "dilation": (1, 2)}, False),
+    ({"in_channels": 6, "kernel_size": 5}, True),
+    ({"in_channels": 8, "kernel_size": 5}, False),
+    ({"in_channels": 1, "kernel_size": 7}, False),
+    ({"in_channels": 160, "kernel_size": 1}, False),
+]
+
+
+@pytest.mark.parametrize(("options", "fits"), CONVOLUTIONS)
+def test_convolutions_before_a_pool(options, fits):
+    conv = nn.Conv2d(**{"in_channels": 4, "out_channels": 3, "kernel_size": 3, **options})
+    fused, report, before = fuse(nn.Sequential(conv, nn.ReLU(), nn.MaxPool2d(2)).eval())
+    assert parts(report) == ["0 + 1" + (" + 2" if fits else "")]
+    same(fused, before, picture(1, conv.in_channels, 13, 12))
+
+
+def test_a_pool_that_is_watched_or_not_to_be_changed_stays():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2)).eval()
+    hooked = copy.deepcopy(model)
+    seen = []
+    hooked[2].register_forward_hook(lambda module, args, output: seen.append(args[0].shape[-1]))
+    fused, report, before = fuse(hooked)
+    assert parts(report) == ["0 + 1"]
+    same(fused, before, picture(2, 3, 8, 8))
+    assert seen == [6, 6, 6]
+    fused, report = fastcnn.convert(model, fuse=True, filter=lambda name, _: name != "2", report=True)
+    assert parts(report) == ["0 + 1"]
+    assert type(fused[2]) is nn.MaxPool2d
+    assert ("2", "the filter said so") in {(left.name, left.reason) for left in report.skipped}
+
+
+def test_what_is_left_of_a_pooled_chain_where_the_code_cannot_change():
+    def forward(self, x):
+        x = F.max_pool2d(self.act(self.bn(self.conv(x))), 2)
+        x = self.pool(self.act2(self.conv2(x)))
+        return self.pool(F.relu(self.conv3(x)))
+
+    parts_ = {"act": nn.ReLU(), "act2": nn.Tanh(), "pool": nn.MaxPool2d(2)}
+    parts_ |= {name: nn.Conv2d(3, 3, 1) for name in ("conv2", "conv3")}
+    model = nn.Sequential(Code(forward, **parts_)).eval()
+    model[0].register_forward_hook(lambda *_: None)
+    fused, report, before = fuse(model)
+    assert parts(report) == ["0.conv + 0.bn + 0.act", "0.conv2 + 0.act2"]
+    assert "0: its forward would have to be rebuilt, which cannot be: it has hooks" in reasons(report)
+    assert type(fused[0].pool) is fnn.MaxPool2d
+    same(fused, before, picture(2, 3, 16, 17))
+
+
+class First(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x)[0]
+
+
+def test_a_module_that_gives_more_than_the_pool_to_whoever_wants_it():
+    """Around it nobody does; on its own it has to give what it gave, and the report does not say more."""
+
+    def forward(self, x):
+        y = F.relu(self.bn(self.conv(x)))
+        return F.max_pool2d(y, 2), y
+
+    fused, report, before = fuse(First(Code(forward)).eval())
+    assert parts(report) == ["inner.conv + inner.bn"]
+    assert type(fused.inner.conv) is fnn.Conv2d
+    assert "inner: its forward would have to be rebuilt, which cannot be" in reasons(report)
+    same(fused, before, picture())
+
+
+def test_a_pool_around_a_module():
+    """The smallest module around a chain is the one that pools what another module gives."""
+
+    def forward(self, x):
+        return F.max_pool2d(self.inner(x), 2)
+
+    inner = nn.Sequential(nn.Conv2d(3, 3, 3), norm(3), nn.ReLU())
+    fused, report, before = fuse(nn.Sequential(Code(forward, inner=inner), nn.ReLU()).eval())
+    assert parts(report) == ["0.inner.0 + 0.inner.1 + 0.inner.2 + max_pool2d"]
+    assert [rebuilt.name for rebuilt in report.rebuilt] == ["0"]
+    assert type(fused) is nn.Sequential
+    same(fused, before, picture())
 
 
 # What is left alone
@@ -741,6 +995,7 @@ class Program(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList()
         self.relu = nn.ReLU(inplace=chance.random() < 0.5)
+        self.pool = nn.MaxPool2d(2)
         self.steps: list[tuple] = []
         for number in range(chance.randint(4, 9)):
             kinds = [
@@ -756,6 +1011,9 @@ class Program(nn.Module):
                 "add",
                 "iadd",
                 "mul_",
+                "pool",
+                "pool",
+                "max_pool2d",
             ]
             kind = chance.choice([*kinds, "program"] if depth else kinds)
             make = {"conv": lambda: nn.Conv2d(3, 3, 3, padding=1), "norm": lambda: norm(3)}
@@ -781,6 +1039,10 @@ class Program(nn.Module):
                 value += values[other]
             elif kind == "module":
                 value = self.relu(value)
+            elif kind == "pool":  # and back to the size of all
+                value = F.interpolate(self.pool(value), (6, 5))
+            elif kind == "max_pool2d":
+                value = F.interpolate(F.max_pool2d(value, 2), (6, 5))
             else:
                 value = {"relu": F.relu, "relu_": F.relu_, "silu": F.silu, "mul_": lambda v: v.mul_(0.5)}[
                     kind
