@@ -47,6 +47,7 @@ CLAIMS = (
         r"^grouped::wgrad_mma_kernel<",
         {WIDE_COPY: "both boxes of pixels", TENSOR_CORES: "products", r"LDSM\.16\.MT88": "their operands"},
     ),
+    Claim(r"^thin::output_box_kernel<", {WIDE_COPY: "the box of pixels"}),
     Claim(
         r"^pointwise::mma_kernel<",
         {
