@@ -35,6 +35,7 @@ CLAIMS = (
     Claim(rf"^depthwise_[fd]\w+<({HALF}, 8|float, 4)>", {WIDE_LOAD: "a vector of x", WIDE_STORE: "and of y"}),
     Claim(r"^depthwise_strip<", {WIDE_COPY: "rows"}),
     Claim(r"^depthwise_tile<", {WIDE_LOAD: "the run of planes", WIDE_STORE: "results"}),
+    Claim(r"^depthwise_large<", {r"LDS\.128": "four sources or weights", r"STS\.128": "zeros beside them"}),
     Claim(r"^grouped::image_kernel<", {WIDE_COPY: "the box of pixels"}),
     Claim(r"^sweep::sweep_kernel<", {WIDE_COPY: "rows and planes of x and dy"}),
     Claim(
@@ -46,6 +47,7 @@ CLAIMS = (
         r"^grouped::wgrad_mma_kernel<",
         {WIDE_COPY: "both boxes of pixels", TENSOR_CORES: "products", r"LDSM\.16\.MT88": "their operands"},
     ),
+    Claim(r"^thin::output_box_kernel<", {WIDE_COPY: "the box of pixels"}),
     Claim(
         r"^pointwise::mma_kernel<",
         {

@@ -82,9 +82,46 @@ constexpr size_t depthwise_tile_bytes(int kernel) {
   return (kDepthwiseTileFloats + 8 + size_t{kDepthwiseTilePlanes} * kernel * kernel) * sizeof(float);
 }
 
+// A thread makes this many rows by columns of targets at a time: a cell.
+inline constexpr int kDepthwiseCellRows = 2;
+inline constexpr int kDepthwiseCellColumns = 8;
+inline constexpr int kDepthwiseLargeThreads = 256;
+// Weights and sources of a block in shared memory: 48 KiB, or 99 KiB where that saves many halos.
+inline constexpr int kDepthwiseLargeFloats[] = {48 * 256, 99 * 256};
+
+// Many taps, any layout (depthwise_large.cuh).
+struct DepthwiseLargeParams {
+  DepthwiseImageParams image;
+  int kernel_rows = 0;  // R S
+  int kernel_columns = 0;
+  int images = 0;  // N
+  int block_images = 0;
+  FastDiv block_channels;
+  FastDiv chunks;  // of block_channels
+  // Shared memory, in floats: filters, then from `tile` on planes, [image][channel][row][column].
+  int weight_pitch = 0;  // from row to row
+  int weight_plane = 0;
+  int tile = 0;
+  int pitch = 0;
+  int plane = 0;
+  int floats = 0;
+  // Neighbouring lanes are channels (NHWC): cells are counted by channel, column, row. Else by column, row,
+  // channel.
+  bool channels_fast = false;
+  int cells = 0;
+  FastDiv cells_inner;
+  FastDiv cells_middle;
+  int vector = 1;         // channels of an access
+  FastDiv fetch_vectors;  // in a block's planes
+  FastDiv fetch_columns;  // in a tile
+  int fetch_rows = 0;     // threads that share a column
+  FastDiv taps;           // R * S
+  FastDiv tap_columns;    // S
+};
+
 inline constexpr int kDepthwisePixelBytes = 256;  // of a strip's channels, at most
 
-enum class DepthwiseImagePath { kStrip, kTile };
+enum class DepthwiseImagePath { kStrip, kTile, kLarge };
 
 struct DepthwiseImagePlan {
   DepthwiseImagePath path = DepthwiseImagePath::kStrip;
@@ -97,6 +134,7 @@ struct DepthwiseImagePlan {
   size_t shared_bytes = 0;
   DepthwiseStripParams strip;  // of the path that it is, but for the tensors
   DepthwiseTileParams tile_params;
+  DepthwiseLargeParams large;
 };
 
 // Nothing where none of these kernels takes the problem.
@@ -107,6 +145,8 @@ std::optional<DepthwiseImagePlan> plan_depthwise_strip(Conv2dPass pass, const Co
                                                        const Chip& chip);
 std::optional<DepthwiseImagePlan> plan_depthwise_tile(Conv2dPass pass, const Conv2dParams& params,
                                                       const Chip& chip);
+std::optional<DepthwiseImagePlan> plan_depthwise_large(Conv2dPass pass, const Conv2dParams& params,
+                                                       const Chip& chip);
 
 void launch_depthwise_image(Conv2dPass pass, const Conv2dParams& params, const DepthwiseImagePlan& plan,
                             cudaStream_t stream);
@@ -116,6 +156,9 @@ void launch_depthwise_tile(const DepthwiseTileParams& params, const DepthwiseIma
                            cudaStream_t stream);
 template <class T>
 void launch_depthwise_strip(const DepthwiseStripParams& params, const DepthwiseImagePlan& plan, int kernel,
+                            cudaStream_t stream);
+template <class T>
+void launch_depthwise_large(const DepthwiseLargeParams& params, const DepthwiseImagePlan& plan,
                             cudaStream_t stream);
 
 }  // namespace fastcnn

@@ -11,7 +11,8 @@ std::optional<DepthwiseImagePlan> plan_depthwise_image(Conv2dPass pass, const Co
     return std::nullopt;
   }
   if (std::optional<DepthwiseImagePlan> strip = plan_depthwise_strip(pass, params, chip)) return strip;
-  return plan_depthwise_tile(pass, params, chip);
+  if (std::optional<DepthwiseImagePlan> tile = plan_depthwise_tile(pass, params, chip)) return tile;
+  return plan_depthwise_large(pass, params, chip);
 }
 
 void launch_depthwise_image(Conv2dPass pass, const Conv2dParams& params, const DepthwiseImagePlan& plan,
@@ -33,6 +34,10 @@ void launch_depthwise_image(Conv2dPass pass, const Conv2dParams& params, const D
       DepthwiseStripParams strip = plan.strip;
       bind(strip.image);
       launch_depthwise_strip<T>(strip, plan, params.problem.r, stream);
+    } else if (plan.path == DepthwiseImagePath::kLarge) {
+      DepthwiseLargeParams large = plan.large;
+      bind(large.image);
+      launch_depthwise_large<T>(large, plan, stream);
     } else {
       DepthwiseTileParams tile = plan.tile_params;
       bind(tile.image);

@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "common/dense_planes.h"
 #include "conv2d/depthwise_axis_plan.h"
 #include "conv2d/depthwise_shape.h"
 
@@ -10,13 +11,6 @@ using namespace depthwise;
 
 // Tiles shorter than this spend too much on the neighbours that share their first and last 16 bytes.
 constexpr int64_t kRunBytes = 2048;
-
-bool dense_planes(const TensorView& view, int n, int c, int h, int w) {
-  const auto as = [](int64_t stride, int64_t wanted, int extent) { return extent <= 1 || stride == wanted; };
-  const int64_t plane = int64_t{h} * w;
-  return as(view.stride_w, 1, w) && as(view.stride_h, w, h) && as(view.stride_c, plane, c) &&
-         as(view.stride_n, plane * c, n) && reinterpret_cast<uintptr_t>(view.data) % 16 == 0;
-}
 
 // What a block takes: planes, and of each so many threads one above the other.
 struct TileBlock {

@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "common/ceil_div.h"
+#include "common/dense_planes.h"
 #include "conv2d/depthwise.h"
 
 namespace fastcnn {
@@ -24,13 +25,6 @@ int bits_of(int64_t count) {
   int bits = 0;
   while ((int64_t{1} << bits) < count) ++bits;
   return bits;
-}
-
-// Whether the tensor is one dense block of planes that starts at 16 bytes.
-bool dense_planes(const TensorView& view, int n, int c, int h, int w) {
-  const auto lies = [](int extent, int64_t stride, int64_t dense) { return extent <= 1 || stride == dense; };
-  return lies(w, view.stride_w, 1) && lies(h, view.stride_h, w) && lies(c, view.stride_c, int64_t{h} * w) &&
-         lies(n, view.stride_n, int64_t{c} * h * w) && reinterpret_cast<uintptr_t>(view.data) % 16 == 0;
 }
 
 // Drops the rows of x that no tap reads, as those between the taps and pixels of an even stride and dilation.

@@ -7,15 +7,16 @@ namespace fastcnn {
 
 // Four rows of 8 columns, of which each of 4 lanes holds 2 columns of all, become one row of 8 columns a
 // lane: lane t gets row t.
-__device__ inline void gather_row(const float (&pairs)[4][2], int t, float (&row)[8]) {
+template <class Word>  // of 4 bytes
+__device__ inline void gather_row(const Word (&pairs)[4][2], int t, Word (&row)[8]) {
   constexpr unsigned kAll = 0xffffffffu;
-  float half[2][2][2];  // [row of t's half][source t, t ^ 2][column]
+  Word half[2][2][2];  // [row of t's half][source t, t ^ 2][column]
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
-      const float kept = t & 2 ? pairs[i + 2][j] : pairs[i][j];
-      const float sent = t & 2 ? pairs[i][j] : pairs[i + 2][j];
+      const Word kept = t & 2 ? pairs[i + 2][j] : pairs[i][j];
+      const Word sent = t & 2 ? pairs[i][j] : pairs[i + 2][j];
       half[i][0][j] = kept;
       half[i][1][j] = __shfl_xor_sync(kAll, sent, 2);
     }
@@ -24,9 +25,9 @@ __device__ inline void gather_row(const float (&pairs)[4][2], int t, float (&row
   for (int source = 0; source < 2; ++source) {
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
-      const float kept = t & 1 ? half[1][source][j] : half[0][source][j];
-      const float sent = t & 1 ? half[0][source][j] : half[1][source][j];
-      const float got = __shfl_xor_sync(kAll, sent, 1);
+      const Word kept = t & 1 ? half[1][source][j] : half[0][source][j];
+      const Word sent = t & 1 ? half[0][source][j] : half[1][source][j];
+      const Word got = __shfl_xor_sync(kAll, sent, 1);
       // Of the pair of lanes t, t ^ 1 the even one's columns come first.
       half[0][source][j] = t & 1 ? got : kept;
       half[1][source][j] = t & 1 ? kept : got;

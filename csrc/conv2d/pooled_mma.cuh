@@ -12,7 +12,7 @@
 // Floor: bytes as in pooled.cuh; 2*N*4*I*J*K*C*R*S flops of the tensor cores, of which K < 32 and C no
 // multiple of 16 waste the rest. A step costs a warp 4 ldmatrix of 4 wavefronts and 4 weight reads of 2 for
 // 16 mma: shared memory and tensor cores alike.
-// Registers (ptxas, both types; sm_80, sm_90a): 123, 128, two blocks an SM.
+// Registers (ptxas, both types; sm_80, sm_90a): 123, 124, two blocks an SM.
 // Why: on FMA units a layer of 32 channels takes many times the time of its bytes.
 #pragma once
 
@@ -23,6 +23,7 @@
 #include "common/launch.h"
 #include "common/memory.cuh"
 #include "common/shared.cuh"
+#include "conv2d/gather_row.cuh"
 #include "conv2d/pooled_window.cuh"
 #include "ptx/cp_async.cuh"
 #include "ptx/ldmatrix.cuh"
@@ -68,12 +69,14 @@ __device__ inline void bring_pixels(MmaShared<T>& shared, const PooledParams& pa
     }
     const BoxPixel pixel(params, start, index);
     const int channel = vector * V;
-    const T* const source = data + pixel.offset + channel * params.input.stride_c;
+    const int64_t offset = pixel.offset + channel * params.input.stride_c;
     const int at =
         (pixel.image_row * row_pixels + column_place(params, pixel.column)) * params.pitch + channel;
     if (params.channels_fast) {
-      ptx::cp_async<16>(shared.arena.address(at), source, pixel.inside && channel < count);
+      const bool exists = pixel.inside && channel < count;
+      ptx::cp_async<16>(shared.arena.address(at), data + (exists ? offset : 0), exists);
     } else {
+      const T* const source = data + offset;
       Vector<T, V> values;
 #pragma unroll
       for (int v = 0; v < V; ++v) {
@@ -123,25 +126,6 @@ __device__ inline void bring_fragments(MmaShared<T>& shared, const PooledParams&
   }
 }
 
-// Word j of lane t becomes word t of lane j, among the 4 lanes of a window.
-__device__ inline void transpose_words(uint32_t (&words)[4], int t) {
-  constexpr unsigned kAll = 0xffffffffu;
-#pragma unroll
-  for (int bit = 1; bit <= 2; bit *= 2) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if (i & bit) continue;
-      const uint32_t sent = t & bit ? words[i] : words[i + bit];
-      const uint32_t got = __shfl_xor_sync(kAll, sent, bit);
-      if (t & bit) {
-        words[i] = got;
-      } else {
-        words[i + bit] = got;
-      }
-    }
-  }
-}
-
 // 8 windows' results: `sums` of the upper and the lower pixels, as mma leaves them; each lane stores filters
 // [filter, filter + 8) + 8 * (lane % 4) of window lane / 4.
 template <class T>
@@ -149,7 +133,7 @@ __device__ inline void store_set(const PooledParams& params, TileStart start, in
                                  const float (&upper)[kFilterTiles][4],
                                  const float (&lower)[kFilterTiles][4]) {
   const int t = lane % 4;
-  uint32_t words[kFilterTiles], offset_words[kFilterTiles];
+  uint32_t pairs[kFilterTiles][2];  // two filters' results, and their offsets
 #pragma unroll
   for (int n = 0; n < kFilterTiles; ++n) {
     Vector<T, 2> best;
@@ -161,11 +145,11 @@ __device__ inline void store_set(const PooledParams& params, TileStart start, in
       const float sums[kPixels] = {upper[n][j], upper[n][2 + j], lower[n][j], lower[n][2 + j]};
       pool<T>(params, sums, bias, best[j], best_offset[j]);
     }
-    memcpy(&words[n], &best, sizeof(best));
-    offset_words[n] = best_offset[0] | best_offset[1] << 8;
+    memcpy(&pairs[n][0], &best, sizeof(best));
+    pairs[n][1] = best_offset[0] | best_offset[1] << 8;
   }
-  transpose_words(words, t);
-  transpose_words(offset_words, t);
+  uint32_t words[2 * kFilterTiles];
+  gather_row(pairs, t, words);
 
   int tile_column, i;
   const int tile_row = params.tile_column_div.divide(slot, tile_column);
@@ -183,9 +167,15 @@ __device__ inline void store_set(const PooledParams& params, TileStart start, in
   uint8_t* const offsets = static_cast<uint8_t*>(params.offsets.data);
   Vector<T, 8> best;
   Vector<uint8_t, 8> best_offset;
-  memcpy(&best, words, sizeof(best));
 #pragma unroll
-  for (int v = 0; v < 8; ++v) best_offset[v] = static_cast<uint8_t>(offset_words[v / 2] >> v % 2 * 8);
+  for (int v = 0; v < 8; v += 2) {
+    Vector<T, 2> two;
+    memcpy(&two, &words[v], sizeof(two));
+    best[v] = two[0];
+    best[v + 1] = two[1];
+    best_offset[v] = static_cast<uint8_t>(words[v + 1]);
+    best_offset[v + 1] = static_cast<uint8_t>(words[v + 1] >> 8);
+  }
   if (params.vector_store) {
     store_global<8>(output, best);
     if (offsets != nullptr) store_global<8>(offsets + element(params.offsets), best_offset);

@@ -2,10 +2,12 @@
 // share the channels.
 #include <algorithm>
 #include <cmath>
-#include <stdexcept>
+#include <optional>
 
 #include "common/ceil_div.h"
+#include "conv2d/pointwise.h"
 #include "conv2d/pooled.h"
+#include "conv2d/thin.h"
 
 namespace fastcnn {
 namespace {
@@ -13,7 +15,11 @@ namespace {
 constexpr int64_t kMostIndex = int64_t{1} << 30;
 constexpr int kMostExtent = 1 << 20;  // of what adds up to a column of the box
 constexpr int kLeastMmaChannels = 16;
-constexpr int kResidentBlocks = 3;  // of the most threads, in an SM
+constexpr int kReservedBytes = 1024;  // of each block's shared memory, by the hardware
+constexpr int kFmaBlocks = 3;         // of the most threads, by registers, in an SM
+constexpr int kMmaBlocks = 2;         // likewise
+constexpr size_t kFmaBytes = kPooledArena * sizeof(float);
+constexpr size_t kMmaBytes = kPooledMmaArenaBytes + 2 * kPooledMmaTaps * sizeof(int);
 
 // Rough, and only compared with each other. Instructions of one thread:
 constexpr double kPerProduct = 1.15;    // a product, with its share of the reads that feed it
@@ -22,10 +28,11 @@ constexpr double kPerElement = 8;       // brought to shared memory
 constexpr double kPerTile = 450;        // epilogue and stores
 constexpr double kPerSlice = 70;        // sums of another slice
 // Clocks:
-constexpr double kPerStep = 128;    // of a quarter of an SM: a warp's 16 mma
-constexpr double kPerLoad = 75;     // an element waited for, with those in flight beside it
-constexpr double kPerChunk = 1000;  // barriers, and the first loads
-constexpr double kWarpsToFill = 6;  // of an SM: fewer leave its units idle
+constexpr double kPerStep = 128;     // of a quarter of an SM: a warp's 16 mma
+constexpr double kPerLoad = 75;      // an element waited for, with those in flight beside it
+constexpr double kPerChunk = 1000;   // barriers, and the first loads
+constexpr double kWarpsToFill = 6;   // of an SM: fewer leave its units idle
+constexpr double kPerLaunch = 5000;  // 3 us
 
 // Clocks that an SM needs for so many tiles of so many warps, of which blocks_at_once run at once.
 double clocks(double compute, double elements, int64_t chunks, int64_t tiles, int warps,
@@ -37,6 +44,18 @@ double clocks(double compute, double elements, int64_t chunks, int64_t tiles, in
   const double waiting = elements * kPerLoad + static_cast<double>(chunks) * kPerChunk;
   const double issued = compute + elements * kPerElement + kPerTile;
   return waiting * std::max(1.0, rounds / blocks) + rounds * issued * std::max(running, kWarpsToFill) / 4;
+}
+
+// What an SM can have of a chip in a clock, by the boards' data sheets: bytes of device memory, and half of
+// the products that its tensor cores sum in fp32.
+struct Rates {
+  double bytes, products;
+};
+Rates rates_of_sm(const Chip& chip) {
+  if (chip.compute_capability >= 90) return {14, 512};
+  if (chip.compute_capability == 89) return {3, 128};
+  if (chip.compute_capability == 86) return {6.5, 128};
+  return {10, 512};
 }
 
 int covering_power(int64_t extent, int most) {
@@ -56,17 +75,83 @@ struct Spread {
   int threads() const { return slots * filter_threads * slices; }
 };
 
-class Search {
+// What the searches for a tile share: what a tile of windows sees, and the best one so far.
+class TileSearch {
  public:
-  Search(const Conv2dProblem& problem, int rows, int columns, bool three_by_three, const Chip& chip)
+  double cost() const { return cost_; }
+
+  // Blocks that are on the chip at once.
+  int64_t resident(int threads) const { return int64_t{chip_.sm_count} * blocks_of_sm(threads); }
+
+ protected:
+  TileSearch(const Conv2dProblem& problem, int rows, int columns, const Chip& chip, size_t shared_bytes,
+             int blocks)
       : problem_(problem),
         chip_(chip),
         rows_(rows),
         columns_(columns),
         taps_(problem.r * problem.s),
-        three_by_three_(three_by_three),
         box_rows_(seen_by(1, problem.stride_h, problem.r, problem.dilation_h)),
-        resident_(std::max<int64_t>(1, chip.shared_bytes_per_block / (kPooledArena * sizeof(float)))) {}
+        fitting_(std::max(1, (chip.shared_bytes_per_block + kReservedBytes) /
+                                 (static_cast<int>(shared_bytes) + kReservedBytes))),
+        most_blocks_(blocks) {}
+
+  // By shared memory and by registers.
+  int blocks_of_sm(int threads) const {
+    return std::min(fitting_, std::max(1, most_blocks_ * kPooledThreads / threads));
+  }
+
+  int64_t box_columns(int tile_columns) const {
+    return seen_by(tile_columns, problem_.stride_w, problem_.s, problem_.dilation_w);
+  }
+
+  // Calls with the two widths of tile that cut the columns into the fewest parts, and into one more.
+  template <class Consider>
+  void each_width(int slots, const Consider& consider) const {
+    const int least_cuts = static_cast<int>(ceil_div(columns_, slots));
+    for (int cuts = least_cuts; cuts < least_cuts + 2 && cuts <= columns_; ++cuts) {
+      consider(static_cast<int>(ceil_div(columns_, cuts)));
+    }
+  }
+
+  // False where an earlier tile costs no more.
+  bool keep(double cost, int tile_rows, int tile_columns, int chunk) {
+    if (found_ && cost >= cost_) return false;
+    found_ = true;
+    cost_ = cost;
+    tile_rows_ = tile_rows;
+    tile_columns_ = tile_columns;
+    chunk_ = chunk;
+    return true;
+  }
+
+  void finish_tile(PooledParams& params) const {
+    params.tile_columns = tile_columns_;
+    params.tile_rows = tile_rows_;
+    params.row_tiles = static_cast<int>(ceil_div(rows_, tile_rows_));
+    params.box_rows = static_cast<int>(box_rows_);
+    params.box_columns = FastDiv(static_cast<int>(box_columns(tile_columns_)));
+    params.chunk = chunk_;
+  }
+
+  const Conv2dProblem& problem_;
+  const Chip& chip_;
+  int rows_, columns_, taps_;
+  int64_t box_rows_;
+  bool found_ = false;
+  int tile_rows_ = 0, tile_columns_ = 0, chunk_ = 0;
+
+ private:
+  int fitting_;      // blocks of an SM, by shared memory
+  int most_blocks_;  // of the most threads, by registers
+  double cost_ = 0;
+};
+
+// The tile on FMA units: windows, filters and slices of channels.
+class Search : public TileSearch {
+ public:
+  Search(const Conv2dProblem& problem, int rows, int columns, bool three_by_three, const Chip& chip)
+      : TileSearch(problem, rows, columns, chip, kFmaBytes, kFmaBlocks), three_by_three_(three_by_three) {}
 
   // `vector` channels come as one access. False where nothing fits shared memory.
   bool run(int vector) {
@@ -76,7 +161,7 @@ class Search {
     const int64_t windows = int64_t{rows_} * columns_;
     const int64_t large =
         ceil_div(windows, kPooledThreads / usual) * ceil_div(problem_.k, usual * kPooledFilters);
-    if (large >= int64_t{2} * kResidentBlocks * chip_.sm_count) {
+    if (large >= 2 * resident(kPooledThreads)) {
       for (int threads = kPooledThreads; threads > kPooledThreads / 2; threads -= 32) {
         consider({threads / usual, usual, 1});
       }
@@ -96,32 +181,22 @@ class Search {
     return found_;
   }
 
-  double cost() const { return cost_; }
-
   // Fills what was found, and gives the threads of a block.
   int finish(PooledParams& params) const {
-    params.tile_columns = tile_columns_;
-    params.tile_rows = tile_rows_;
-    params.row_tiles = static_cast<int>(ceil_div(rows_, tile_rows_));
+    finish_tile(params);
     params.slices = spread_.slices;
     params.slice_threads = spread_.slots * spread_.filter_threads;
     params.filter_threads = spread_.filter_threads;
     while (1 << params.filter_bits < spread_.filter_threads) ++params.filter_bits;
     params.block_filters = spread_.filter_threads * kPooledFilters;
     params.weight_pitch = params.block_filters + kPooledWeightPad;
-    params.box_rows = static_cast<int>(box_rows_);
     const int64_t columns = box_columns(tile_columns_);
     params.pitch = static_cast<int>(pitch(columns));
     params.plane = static_cast<int>(plane(tile_rows_, columns));
-    params.chunk = chunk_;
-    params.box_columns = FastDiv(static_cast<int>(columns));
     return spread_.threads();
   }
 
  private:
-  int64_t box_columns(int tile_columns) const {
-    return seen_by(tile_columns, problem_.stride_w, problem_.s, problem_.dilation_w);
-  }
   // Even where pixels are read in pairs.
   int64_t pitch(int64_t columns) const { return three_by_three_ ? columns + columns % 2 : columns; }
   // 2 more than a multiple of 8: 16-byte runs of neighbouring pixels' channels then spread over the banks.
@@ -129,12 +204,8 @@ class Search {
     return (tile_rows * box_rows_ * pitch(columns) + 5) / 8 * 8 + 2;
   }
 
-  // Keeps the spread, with the better of two widths of tile, if it beats what was found before.
   void consider(const Spread& spread) {
-    const int least_cuts = static_cast<int>(ceil_div(columns_, spread.slots));
-    for (int cuts = least_cuts; cuts < least_cuts + 2 && cuts <= columns_; ++cuts) {
-      consider(spread, static_cast<int>(ceil_div(columns_, cuts)));
-    }
+    each_width(spread.slots, [&](int tile_columns) { consider(spread, tile_columns); });
   }
 
   void consider(const Spread& spread, int tile_columns) {
@@ -156,79 +227,43 @@ class Search {
     const int threads = spread.threads();
     const int64_t blocks =
         ceil_div(rows_, tile_rows) * ceil_div(columns_, tile_columns) * ceil_div(problem_.k, filters);
-    const double cost = clocks(products + (spread.slices - 1) * kPerSlice, elements / threads,
-                               ceil_div(problem_.c, chunk), ceil_div(blocks, chip_.sm_count), threads / 32,
-                               std::min<int64_t>(resident_, kResidentBlocks * kPooledThreads / threads));
-    if (found_ && cost >= cost_) return;
-    found_ = true;
-    cost_ = cost;
-    spread_ = spread;
-    tile_rows_ = tile_rows;
-    tile_columns_ = tile_columns;
-    chunk_ = chunk;
+    const double cost =
+        clocks(products + (spread.slices - 1) * kPerSlice, elements / threads, ceil_div(problem_.c, chunk),
+               ceil_div(blocks, chip_.sm_count), threads / 32, blocks_of_sm(threads));
+    if (keep(cost, tile_rows, tile_columns, chunk)) spread_ = spread;
   }
 
-  const Conv2dProblem& problem_;
-  const Chip& chip_;
-  int rows_, columns_, taps_;
   bool three_by_three_;
-  int64_t box_rows_;
-  int64_t resident_;  // blocks of an SM, by shared memory
   int vector_ = 1;
-  bool found_ = false;
-  double cost_ = 0;
   Spread spread_{};
-  int tile_rows_ = 0, tile_columns_ = 0, chunk_ = 0;
 };
 
-// Of an SM, by shared memory and by registers.
-int mma_blocks_at_once(const Chip& chip, int threads) {
-  return std::max(1,
-                  std::min(chip.shared_bytes_per_block / kPooledMmaArenaBytes, 2 * kPooledThreads / threads));
-}
-
 // The tile on tensor cores: warps, windows and channels at a time.
-class MmaSearch {
+class MmaSearch : public TileSearch {
  public:
   MmaSearch(const Conv2dProblem& problem, int rows, int columns, const Chip& chip)
-      : problem_(problem),
-        chip_(chip),
-        rows_(rows),
-        columns_(columns),
-        taps_(problem.r * problem.s),
-        box_rows_(seen_by(1, problem.stride_h, problem.r, problem.dilation_h)) {}
+      : TileSearch(problem, rows, columns, chip, kMmaBytes, kMmaBlocks) {}
 
   // False where nothing fits shared memory.
   bool run() {
     const int most_filter_warps = covering_power(ceil_div(problem_.k, kPooledMmaFilters), 2);
     for (int filter_warps = 1; filter_warps <= most_filter_warps; filter_warps *= 2) {
       for (int window_warps = 1; window_warps * filter_warps * 32 <= kPooledThreads; window_warps *= 2) {
-        const int slots = window_warps * kPooledMmaWindows;
-        const int least_cuts = static_cast<int>(ceil_div(columns_, slots));
-        for (int cuts = least_cuts; cuts < least_cuts + 2 && cuts <= columns_; ++cuts) {
-          consider(window_warps, filter_warps, static_cast<int>(ceil_div(columns_, cuts)));
-        }
+        each_width(window_warps * kPooledMmaWindows,
+                   [&](int tile_columns) { consider(window_warps, filter_warps, tile_columns); });
       }
     }
     return found_;
   }
 
-  double cost() const { return cost_; }
-
   // Fills what was found, and gives the threads of a block.
   int finish(PooledParams& params) const {
-    params.tile_columns = tile_columns_;
-    params.tile_rows = tile_rows_;
-    params.row_tiles = static_cast<int>(ceil_div(rows_, tile_rows_));
+    finish_tile(params);
     params.filter_warps = filter_warps_;
     params.block_filters = filter_warps_ * kPooledMmaFilters;
-    params.box_rows = static_cast<int>(box_rows_);
-    params.chunk = chunk_;
     params.pitch = pitch(chunk_);
-    const int64_t columns = box_columns(tile_columns_);
-    params.box_columns = FastDiv(static_cast<int>(columns));
     params.column_classes = FastDiv(classes());
-    params.class_columns = static_cast<int>(ceil_div(columns, classes()));
+    params.class_columns = static_cast<int>(ceil_div(params.box_columns.divisor(), classes()));
     params.chunk_pairs = FastDiv(chunk_ / 2);
     params.vectors = FastDiv(chunk_ / 8);
     params.box_pixels = FastDiv(params.tile_rows * params.box_rows * params.box_columns.divisor());
@@ -236,9 +271,6 @@ class MmaSearch {
   }
 
  private:
-  int64_t box_columns(int tile_columns) const {
-    return seen_by(tile_columns, problem_.stride_w, problem_.s, problem_.dilation_w);
-  }
   int classes() const { return kPooledWindow * problem_.stride_w; }
   // An odd number of 16-byte vectors.
   static int pitch(int chunk) { return chunk + 8; }
@@ -261,7 +293,7 @@ class MmaSearch {
     const bool resident = chunk == channels;
     const int64_t tiles = ceil_div(rows_, tile_rows) * ceil_div(columns_, tile_columns);
     const int64_t filter_tiles = ceil_div(problem_.k, filters);
-    const int blocks_at_once = mma_blocks_at_once(chip_, warps * 32);
+    const int blocks_at_once = blocks_of_sm(warps * 32);
     // With resident weights as many tiles a block as leave every SM its blocks.
     const double tiles_per_block =
         resident
@@ -272,24 +304,46 @@ class MmaSearch {
     const double cost = clocks(kPerStep * taps_ * channels / 16,
                                (pixel_vectors + weight_pairs) / (warps * 32), ceil_div(channels, chunk),
                                ceil_div(tiles * filter_tiles, chip_.sm_count), warps, blocks_at_once);
-    if (found_ && cost >= cost_) return;
-    found_ = true;
-    cost_ = cost;
+    if (!keep(cost, tile_rows, tile_columns, chunk)) return;
     window_warps_ = window_warps;
     filter_warps_ = filter_warps;
-    tile_rows_ = tile_rows;
-    tile_columns_ = tile_columns;
-    chunk_ = chunk;
   }
 
-  const Conv2dProblem& problem_;
-  const Chip& chip_;
-  int rows_, columns_, taps_;
-  int64_t box_rows_;
-  bool found_ = false;
-  double cost_ = 0;
-  int window_warps_ = 1, filter_warps_ = 1, tile_rows_ = 0, tile_columns_ = 0, chunk_ = 0;
+  int window_warps_ = 1, filter_warps_ = 1;
 };
+
+// Whether a convolution on tensor cores and a pool take less time than the FMA units' part of the fused
+// kernel. Full SMs are taken for granted on both sides.
+bool faster_separately(const Conv2dParams& fused, bool three_by_three, const Chip& chip) {
+  const Conv2dProblem& problem = fused.problem;
+  const Rates rates = rates_of_sm(chip);
+  const double sms = chip.sm_count, bytes = dtype_size(fused.dtype);
+  const auto elements = [&](int channels, int h, int w) {
+    return static_cast<double>(problem.n) * channels * h * w;
+  };
+  const double results = elements(problem.k, problem.p, problem.q);
+  const double depth = static_cast<double>(problem.c) * problem.r * problem.s;
+  constexpr int kUnits = 128;                                               // of an SM
+  constexpr int kResults = kPooledWindow * kPooledWindow * kPooledFilters;  // of a thread
+  const double instructions = depth * (three_by_three ? kPerProduct : kPerAnyProduct) + kPerTile / kResults;
+  const double together = results * instructions / (kUnits * sms);
+  // The convolution's output is written and read.
+  const double moved = 2 * results * bytes / (rates.bytes * sms) + kPerLaunch;
+  const double read = elements(problem.c, problem.h, problem.w) * bytes / (rates.bytes * sms);
+  const double multiplied = results * depth / (rates.products * sms);
+  if (moved + std::max(read, multiplied) >= together || problem.depthwise()) return false;
+
+  Conv2dParams conv = fused;
+  TensorView& output = conv.output;  // a new tensor
+  const bool channels_last = output.stride_c == 1;
+  output.data = nullptr;
+  output.stride_n = int64_t{problem.k} * problem.p * problem.q;
+  output.stride_c = channels_last ? 1 : int64_t{problem.p} * problem.q;
+  output.stride_w = channels_last ? problem.k : 1;
+  output.stride_h = problem.q * output.stride_w;
+  const std::optional<ThinPlan> thin = plan_thin(Conv2dPass::kFprop, conv, chip);
+  return thin ? thin->tensor_cores : plan_pointwise(Conv2dPass::kFprop, conv, chip).has_value();
+}
 
 PooledPlan refused(const char* why) {
   PooledPlan plan;
@@ -311,7 +365,9 @@ PooledPlan plan_pooled(const Conv2dParams& conv, const TensorView& offsets, cons
   }
   constexpr const char* kTooLarge =
       "a filter, or the pixels that a window sees, exceed shared memory: a convolution, then a pool";
-  if (rows < 1 || pooled_w < 1 || rows > kMostIndex || taps > kPooledArena) return refused(kTooLarge);
+  constexpr const char* kTooManyTiles = "more tiles than one launch can count: a convolution, then a pool";
+  if (rows > kMostIndex) return refused(kTooManyTiles);
+  if (rows < 1 || pooled_w < 1 || taps > kPooledArena) return refused(kTooLarge);
 
   const int bytes = dtype_size(conv.dtype);
   int vector = problem.c % (16 / bytes) == 0 &&
@@ -332,6 +388,9 @@ PooledPlan plan_pooled(const Conv2dParams& conv, const TensorView& offsets, cons
   plan.tensor_cores = bytes == 2 && problem.c >= kLeastMmaChannels && taps <= kPooledMmaTaps &&
                       chip.shared_bytes_per_block >= kPooledMmaArenaBytes + 4 * 1024 && mma_search.run() &&
                       (!found || mma_search.cost() <= search.cost());
+  if (!plan.tensor_cores && faster_separately(conv, plan.three_by_three, chip)) {
+    return refused("on FMA units one kernel would take longer: a convolution on tensor cores, then a pool");
+  }
   if (plan.tensor_cores) {
     plan.threads = mma_search.finish(params);
   } else if (found) {
@@ -342,7 +401,6 @@ PooledPlan plan_pooled(const Conv2dParams& conv, const TensorView& offsets, cons
   } else {
     return refused(kTooLarge);
   }
-  plan.fused = true;
   params.input = conv.input;
   params.weight = conv.weight;
   params.output = conv.output;
@@ -377,20 +435,20 @@ PooledPlan plan_pooled(const Conv2dParams& conv, const TensorView& offsets, cons
   params.kernel_w = FastDiv(problem.s);
   params.tap_div = FastDiv(params.taps);
   const int64_t tiles = int64_t{params.row_tiles} * column_tiles;
-  // Weights that stay in shared memory are worth a block of many tiles: as few blocks as fill the chip.
+  if (tiles > kMostIndex) return refused(kTooManyTiles);
+  // Weights that stay in shared memory are worth a block of many tiles: one round of blocks.
   if (params.chunk >= problem.c && params.slices == 1) {
     const int64_t resident =
-        chip.sm_count * (plan.tensor_cores ? mma_blocks_at_once(chip, plan.threads)
-                                           : kResidentBlocks * kPooledThreads / plan.threads);
-    params.tiles_per_block =
-        static_cast<int>(std::min<int64_t>(64, ceil_div(tiles * filter_tiles, resident)));
+        plan.tensor_cores ? mma_search.resident(plan.threads) : search.resident(plan.threads);
+    const int64_t blocks = std::max<int64_t>(1, resident / filter_tiles);  // of each tile of filters
+    params.tiles_per_block = static_cast<int>(ceil_div(tiles, blocks));
   }
   plan.grid = ceil_div(tiles, params.tiles_per_block) * filter_tiles;
-  if (tiles > kMostIndex || plan.grid > kMostIndex) {
-    throw std::runtime_error("fastcnn: a batch of this size is too large for one launch: cut the batch");
+  if (plan.grid > kMostIndex) {
+    return refused(kTooManyTiles);
   }
-  plan.shared_bytes = plan.tensor_cores ? kPooledMmaArenaBytes + 2 * kPooledMmaTaps * sizeof(int)
-                                        : kPooledArena * sizeof(float);
+  plan.fused = true;
+  plan.shared_bytes = plan.tensor_cores ? kMmaBytes : kFmaBytes;
   plan.tile = std::to_string(params.tile_rows) + "x" + std::to_string(params.tile_columns) + " windows x " +
               std::to_string(params.block_filters) + " filters, " + std::to_string(params.chunk) +
               " channels at a time by " + std::to_string(params.slices) + " slice(s), " +

@@ -36,6 +36,10 @@ inline constexpr int kThinOutputColumns = 80;         // filters of all taps
 inline constexpr int kThinOutputWeights = 12 * 1024;  // elements in shared memory
 inline constexpr int kThinUnitTaps = 32;              // that a warp of wgrad sums on FMA units,
 inline constexpr int kThinUnitOctets = 5;             // of taps, on tensor cores, at most
+inline constexpr int kThinMostOutputs = 8;            // output channels that count as few
+inline constexpr int kThinStageBytes = 24 * 1024;     // of x, few output channels on FMA units: two stages
+inline constexpr int kThinStageWeights = 2048;        // floats
+inline constexpr int kThinLaneRows = 4;               // output rows of a thread, there
 
 // The box of x in shared memory: [plane][row][element], where pitches are congruent to the image's strides
 // modulo 16 bytes: a box that starts as the image does, within 16 bytes, has every row so aligned.
@@ -136,9 +140,41 @@ struct ThinOutputParams {
   FastDiv channel_div, filter_div, s_div;
 };
 
+// The same on FMA units. A plane of the box is one channel, or the channels of 16 bytes.
+struct ThinOutputBoxParams {
+  ThinBox x;                  // `planes` of a stage
+  GradActivation activation;  // dgrad
+  TensorView weight;
+  int64_t weight_out = 0, weight_in = 0;
+  TensorView output;
+  Epilogue epilogue;  // fprop
+  int channels = 0, filters = 0;
+  int out_h = 0, out_w = 0;
+  int r = 0, s = 0;
+  int row_step = 1, column_step = 1;  // box rows, columns from tap to tap
+  int step_h = 1, step_w = 1;         // and from pixel to pixel
+  bool flipped = false;
+  bool vectors = false;        // planes of 16 bytes of channels
+  bool rows_slide = false;     // 3 rows of taps, neighbours as the pixels' are: read once for all pixels
+  bool channels_fast = false;  // neighbouring threads bring neighbouring planes
+  int first_h = 0, first_w = 0;
+  int tile_h = 1, tile_w = 1;
+  int slots = 0;    // threads that share a tile's pixels,
+  int streams = 1;  // and that share a pixel's channels
+  int tiles = 0, tiles_per_block = 1;
+  FastDiv stages, tiles_h, tiles_w, tile_columns, warp_slots;
+  FastDiv plane_div, box_columns, tap_div, s_div;
+};
+
+// Filters that a thread sums.
+inline int thin_output_filters(int filters) {
+  return filters <= 2 ? 2 : (filters <= 4 ? 4 : 8);
+}
+
 struct ThinPlan {
   ThinOutputParams output;
-  bool few_outputs = false;  // `output` is what is launched
+  ThinOutputBoxParams output_box;
+  bool few_outputs = false;  // `output` is what is launched, without tensor cores `output_box`
   ThinFpropParams fprop;
   ThinWgradParams wgrad;
   bool tensor_cores = false;
@@ -156,6 +192,9 @@ struct ThinPlan {
 // Nothing where this path does not cover the problem: see the reasons in thin_plan.cpp.
 std::optional<ThinPlan> plan_thin(Conv2dPass pass, const Conv2dParams& params, const Chip& chip);
 
+// thin_output_plan.cpp: few output channels on FMA units.
+std::optional<ThinPlan> plan_thin_output_box(Conv2dPass pass, const Conv2dParams& params, const Chip& chip);
+
 void launch_thin(Conv2dPass pass, const Conv2dParams& params, const ThinPlan& plan, cudaStream_t stream);
 
 namespace thin {
@@ -168,6 +207,8 @@ template <class T>  // __half, __nv_bfloat16
 void launch_fprop_mma(const ThinFpropParams& params, const ThinPlan& plan, cudaStream_t stream);
 template <class T>  // __half, __nv_bfloat16
 void launch_output_mma(const ThinOutputParams& params, const ThinPlan& plan, cudaStream_t stream);
+template <class T>
+void launch_output_box(const ThinOutputBoxParams& params, const ThinPlan& plan, cudaStream_t stream);
 template <class T>  // __half, __nv_bfloat16
 void launch_wgrad_mma(const ThinWgradParams& params, const ThinPlan& plan, cudaStream_t stream);
 }  // namespace thin

@@ -20,13 +20,13 @@ inline constexpr int kVector = 16 / sizeof(T);
 template <class T>
 inline constexpr int kArena = kThinArenaBytes / static_cast<int>(sizeof(T));
 
+// Begins to bring `planes` planes of an image that starts at `data`: its copies land at the caller's wait.
 // Gives the index in the arena of the box's first element. `arena_start` is a multiple of the vector;
 // first_row and first_column, those of the box in the image, may be negative.
 template <class T, int N>
-__device__ inline int bring_box(SharedArray<T, N>& arena, int arena_start, const ThinBox& box, int image,
-                                int first_row, int first_column) {
+__device__ inline int copy_box(SharedArray<T, N>& arena, int arena_start, const ThinBox& box, const T* data,
+                               int planes, int first_row, int first_column) {
   constexpr int V = kVector<T>;
-  const T* const data = static_cast<const T*>(box.view.data) + image * box.view.stride_n;
   const int64_t origin = first_row * box.view.stride_h + static_cast<int64_t>(first_column) * box.pixel;
   int start = arena_start;
   if (box.dense) {
@@ -36,7 +36,7 @@ __device__ inline int bring_box(SharedArray<T, N>& arena, int arena_start, const
   const int length = box.columns * box.pixel;
   const int first_element = first_column * box.pixel;
   const int image_elements = box.image_w * box.pixel;
-  const int items = box.planes * box.rows * box.vectors.divisor();
+  const int items = planes * box.rows * box.vectors.divisor();
 #pragma unroll 1
   for (int item = threadIdx.x; item < items; item += blockDim.x) {
     int vector, row;
@@ -66,6 +66,15 @@ __device__ inline int bring_box(SharedArray<T, N>& arena, int arena_start, const
     }
     arena.template store_vector<V>(at + first, values);
   }
+  return start;
+}
+
+// The whole box, there at the caller's barrier.
+template <class T, int N>
+__device__ inline int bring_box(SharedArray<T, N>& arena, int arena_start, const ThinBox& box, int image,
+                                int first_row, int first_column) {
+  const T* const data = static_cast<const T*>(box.view.data) + image * box.view.stride_n;
+  const int start = copy_box(arena, arena_start, box, data, box.planes, first_row, first_column);
   ptx::cp_async_commit();
   ptx::cp_async_wait<0>();
   return start;

@@ -4,12 +4,12 @@
 #include "common/ceil_div.h"
 #include "conv2d/split_sum.h"
 #include "conv2d/thin.h"
+#include "conv2d/thin_box_plan.h"
 
 namespace fastcnn {
 namespace {
 
 constexpr int kMostChannels = 4;
-constexpr int kMostOutputs = 8;
 constexpr int64_t kMostIndex = int64_t{1} << 30;
 constexpr int64_t kMostWorkspace = int64_t{64} << 20;
 constexpr int kMostWarps = kThinThreads / 32;
@@ -17,16 +17,6 @@ constexpr int kTableBytes = 8 * 1024;  // beside the arena
 
 bool even(int64_t value) {
   return value % 2 == 0;
-}
-
-// Box rows (columns) that `tile` pixels see.
-int64_t box_extent(int tile, int stride, int taps, int dilation) {
-  return int64_t{tile - 1} * stride + int64_t{taps - 1} * dilation + 1;
-}
-
-// The least number from `least` on that leaves the rest that `stride` does.
-int64_t congruent(int64_t least, int64_t stride, int vector) {
-  return least + ((stride - least) % vector + vector) % vector;
 }
 
 // What of the box does not depend on the tile.
@@ -45,28 +35,6 @@ ThinBox make_box(const Conv2dParams& params) {
   box.pixel = planes ? 1 : problem.c;
   box.pixel_div = FastDiv(box.pixel);
   return box;
-}
-
-// Elements of the arena that a box takes, with its pitches; the image's strides decide how it lies.
-int64_t box_elements(const ThinBox& box, int vector, int64_t rows, int64_t columns, int64_t& row_pitch,
-                     int64_t& plane_pitch) {
-  const int64_t vectors = ceil_div(columns * box.pixel + vector - 1, vector);
-  row_pitch = (vectors + 1) * vector;
-  if (box.dense) row_pitch = congruent(row_pitch - 1, box.view.stride_h, vector);
-  plane_pitch = ceil_div(rows * row_pitch, vector) * vector + vector;
-  if (box.dense) plane_pitch = congruent(plane_pitch, box.view.stride_c, vector);
-  return box.planes * plane_pitch + 2 * vector;
-}
-
-void size_box(ThinBox& box, int vector, int64_t rows, int64_t columns) {
-  int64_t row_pitch, plane_pitch;
-  box_elements(box, vector, rows, columns, row_pitch, plane_pitch);
-  box.rows = static_cast<int>(rows);
-  box.columns = static_cast<int>(columns);
-  box.row_pitch = static_cast<int>(row_pitch);
-  box.plane_pitch = static_cast<int>(plane_pitch);
-  box.row_count = FastDiv(box.rows);
-  box.vectors = FastDiv(static_cast<int>(ceil_div(columns * box.pixel + vector - 1, vector)));
 }
 
 // The order of reduction. Pairs: runs begin and end at even elements, which the caller knows to be possible.
@@ -411,7 +379,7 @@ std::optional<ThinPlan> plan_output(Conv2dPass pass, const Conv2dParams& params,
   output.out_w = dgrad ? problem.w : problem.q;
   const int64_t columns = int64_t{output.filters} * problem.r * problem.s;
   if (dtype_size(params.dtype) != 2 || problem.stride_h != 1 || problem.stride_w != 1 ||
-      output.filters > kMostOutputs || columns > kThinOutputColumns ||
+      output.filters > kThinMostOutputs || columns > kThinOutputColumns ||
       !channels_align(output.input, problem.n, output.image_h, output.image_w, 8, 2) ||
       output.channels % 8 != 0) {
     return std::nullopt;
@@ -498,10 +466,11 @@ std::optional<ThinPlan> plan_thin(Conv2dPass pass, const Conv2dParams& params, c
                            problem.stride_h, problem.stride_w, problem.w}) {
     if (extent > 1 << 20) return std::nullopt;
   }
-  if (pass == Conv2dPass::kDgrad) return plan_output(pass, params, chip);
-  if (problem.c > kMostChannels) {
-    return pass == Conv2dPass::kFprop ? plan_output(pass, params, chip) : std::nullopt;
+  if (pass == Conv2dPass::kDgrad || (pass == Conv2dPass::kFprop && problem.c > kMostChannels)) {
+    std::optional<ThinPlan> plan = plan_output(pass, params, chip);
+    return plan ? plan : plan_thin_output_box(pass, params, chip);
   }
+  if (problem.c > kMostChannels) return std::nullopt;
   if (int64_t{problem.c} * problem.r * problem.s > kThinMaxReduction) return std::nullopt;
   if (pass == Conv2dPass::kFprop) return plan_fprop(params, chip);
   return plan_wgrad(params, chip);
@@ -512,6 +481,13 @@ void launch_thin(Conv2dPass pass, const Conv2dParams& params, const ThinPlan& pl
     if (params.dtype == DType::kFloat16) return f(TypeTag<__half>{});
     return f(TypeTag<__nv_bfloat16>{});
   };
+  if (plan.few_outputs && !plan.tensor_cores) {
+    visit_narrow_dtype(params.dtype, [&](auto tag) {
+      using T = typename decltype(tag)::type;
+      thin::launch_output_box<T>(plan.output_box, plan, stream);
+    });
+    return;
+  }
   if (plan.few_outputs) {
     visit([&](auto tag) {
       using T = typename decltype(tag)::type;

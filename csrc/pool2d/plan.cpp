@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "common/ceil_div.h"
+#include "common/dense_planes.h"
 
 namespace fastcnn {
 namespace {
@@ -86,12 +87,7 @@ bool pool2d_vectors_fit(const Pool2dCall& call) {
 bool pool2d_planes_fit(const Pool2dCall& call) {
   const Pool2dProblem& problem = call.problem;
   const auto fits = [&](const TensorView& view, int h, int w) {
-    const auto steps = [](int64_t stride, int extent, int64_t dense) {
-      return extent <= 1 || stride == dense;
-    };
-    return reinterpret_cast<uintptr_t>(view.data) % 16 == 0 && steps(view.stride_w, w, 1) &&
-           steps(view.stride_h, h, w) && steps(view.stride_c, problem.c, int64_t{h} * w) &&
-           steps(view.stride_n, problem.n, int64_t{problem.c} * h * w);
+    return dense_planes(view, problem.n, problem.c, h, w);
   };
   const bool walks_input = pool2d_walks_input(call.op);
   const TensorView& large = walks_input ? call.output : call.input;

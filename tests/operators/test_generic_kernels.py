@@ -246,7 +246,7 @@ def test_shapes_on_every_tile(chip, input_shape, weight_shape, options, layout, 
     [
         (2, (2, 12, 12, 11), 72, {"wide", "narrow"}),
         (14, (1, 12, 17, 13), 64, {"small", "tiny"}),
-        (132, (3, 8, 19, 23), 8, {"small", "tiny", "split"}),
+        (132, (3, 12, 19, 23), 12, {"small", "tiny", "split"}),
     ],
     ids=["large", "small", "split"],
 )

@@ -205,6 +205,20 @@ def test_any_layout(chip, dtype, layout):
         check(Conv("", (2, 24, 15, 14), 40, (3, 3), **SAME), dtype, layout, MMA)
 
 
+def test_strides_of_single_rows_and_images_may_be_odd(chip):
+    """Channels still come in 16-byte runs, though what lies beyond the image does not."""
+    chip(1)
+    case = Conv("", (1, 32, 1, 130), 32, (2, 3), padding=(2, 2, 1, 1))
+    x, w, bias = operands(case, torch.float16, "nhwc", integers)
+    strides = (32 * 130 + 7, 1, 32 * 130 + 3, 32)
+    odd = torch.empty(32 * 130, dtype=x.dtype).as_strided(x.shape, strides).copy_(x)
+    controls().reset()
+    got = fused(case, odd, w, bias)[0]
+    assert launched() == list(MMA)
+    assert_exact(got, F.max_pool2d(convolved(case, x.double(), w.double(), bias.double()).relu(), 2))
+    assert "16-byte loads" in plan_of(case.input, case.weight, torch.float16, padding=case.padding).reason
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("layout", ["nhwc", "nchw"])
 @parametrize("case", [case for case in SHAPES if case.id in ("small-cnn-2", "small-cnn-3", "7x7-stride-2")])
@@ -321,6 +335,83 @@ def test_bytes_near_the_floor(chip, case, layout):
     assert launch["global_bytes_read"] <= read
     if case.id == "1":
         assert blocks * w.numel() <= 0.1 * y.numel()
+
+
+#: By name: SMs, and KB of shared memory that an SM has for blocks.
+CHIPS = {"A100": (108, 164), "RTX3090": (82, 100), "RTX4090": (128, 100), "H100": (132, 228)}
+
+
+def plan_of(x, w, dtype=torch.bfloat16, chip="H100", channels_last=True, **geometry) -> fastcnn.Plan:
+    return fastcnn.plan(
+        "conv2d_act_max_pool2d", x, w, dtype=dtype, chip=chip, channels_last=channels_last, **geometry
+    )
+
+
+@pytest.mark.parametrize("chip_name", CHIPS)
+@pytest.mark.parametrize(
+    ("x", "k", "dtype"),
+    [
+        ((64, 3, 224, 224), 64, torch.float32),
+        ((256, 3, 224, 224), 32, torch.float32),
+        ((1024, 1, 28, 28), 32, torch.float32),
+        ((4096, 1, 28, 28), 32, torch.bfloat16),
+        ((256, 16, 56, 56), 64, torch.bfloat16),
+        ((256, 16, 112, 112), 96, torch.float16),
+    ],
+)
+def test_resident_weights_take_one_round_of_blocks(emulated_on_cpu, chip_name, x, k, dtype):
+    plan = plan_of(x, (k, x[1], 3, 3), dtype, chip_name, padding=1)
+    assert plan.kernel.startswith("pooled_fprop")
+    sm_count, kilobytes = CHIPS[chip_name]
+    threads = 512 if plan.kernel == "pooled_fprop_mma" else 768  # of an SM, by registers
+    blocks = min(kilobytes * 1024 // (plan.shared_bytes + 1024), threads // plan.threads)
+    assert 0.5 * sm_count * blocks < plan.grid <= sm_count * blocks
+
+
+@pytest.mark.parametrize("chip_name", CHIPS)
+def test_two_kernels_where_they_take_less_time(emulated_on_cpu, chip_name):
+    """Unless memory is so slow, and tensor cores are, that storing the convolution's output costs more."""
+    for stride in (1, 2):
+        plan = plan_of((256, 3, 224, 224), (64, 3, 7, 7), chip=chip_name, padding=3, stride=stride)
+        if chip_name == "RTX4090":
+            assert plan.kernel == "pooled_fprop"
+        else:
+            assert plan.kernel == "thin_fprop"
+            assert "on FMA units one kernel would take longer" in plan.reason
+            assert "then a pool" in plan.reason
+    # As many sums without tensor cores: in float32, and of 5 to 15 channels.
+    assert plan_of((64, 3, 224, 224), (64, 3, 7, 7), torch.float32, chip_name).kernel == "pooled_fprop"
+    assert plan_of((64, 5, 112, 112), (64, 5, 7, 7), chip=chip_name).kernel == "pooled_fprop"
+    # Too small to earn a second launch.
+    assert plan_of((1, 3, 32, 32), (16, 3, 7, 7), chip=chip_name).kernel == "pooled_fprop"
+
+
+@pytest.mark.parametrize("chip_name", CHIPS)
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_the_small_cnn_is_fused_at_every_batch(emulated_on_cpu, chip_name, channels_last):
+    for batch in (1, 8, 64, 256, 1024, 16384):
+        for c, side, k in ((1, 28, 32), (32, 13, 64), (64, 5, 64)):
+            plan = plan_of((batch, c, side, side), (k, c, 3, 3), torch.bfloat16, chip_name, channels_last)
+            assert plan.kernel in ("pooled_fprop", "pooled_fprop_mma")
+
+
+@pytest.mark.parametrize("layout", ["nhwc", "nchw"])
+def test_two_kernels_are_taken_as_planned(chip, layout):
+    chip(1)
+    case = Conv("", (2, 3, 31, 30), 32, (7, 7), padding=(3, 3, 3, 3))
+    x, w, bias = operands(case, torch.bfloat16, layout, integers)
+    controls().reset()
+    separate(case, x, w, bias)
+    names = tuple(launched())
+    assert names[0] == "thin_fprop_mma"
+    check(case, torch.bfloat16, layout, names)
+
+
+def test_more_tiles_than_a_launch_counts_take_two_kernels(emulated_on_cpu):
+    for batch, reason in ((2**29, "more tiles"), (2**30, "more tiles"), (2**20, "in one kernel")):
+        plan = plan_of((batch, 8, 121, 281), (256, 8, 1, 1), torch.float32, stride=40)
+        assert reason in plan.reason
+        assert plan.kernel == ("pooled_fprop" if batch == 2**20 else "generic_fprop")
 
 
 def test_plans_say_what_they_do(emulated_on_cpu):

@@ -214,7 +214,7 @@ def test_thread_order_does_not_show(chip, dtype, layout):
 @pytest.mark.parametrize(
     "case",
     [
-        thin("c5", 5, 8, (5, 5), **SAME),
+        thin("c5", 5, 9, (5, 5), **SAME),
         thin("c6-two-groups", 6, 8, (5, 5), groups=2, **SAME),
         thin("too-many-taps", 4, 8, (20, 13), (12, 11), padding=(0, 0, 2, 2)),
         thin("box-too-large", 3, 8, (140, 140), (2, 2), batch=1, dilation=(120, 120)),
@@ -481,7 +481,6 @@ def test_few_outputs_read_x_about_once(chip):
 @pytest.mark.parametrize(
     ("case", "layout"),
     [
-        (last("nchw", 16, 3, (6, 5), **SAME), "nchw"),
         (last("c12", 12, 3, (6, 5), **SAME), "nhwc"),
         (last("k9", 16, 9, (6, 5), **SAME), "nhwc"),
         (last("stride-2", 16, 3, (6, 5), stride=(2, 2), **SAME), "nhwc"),
