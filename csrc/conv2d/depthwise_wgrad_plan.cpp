@@ -17,10 +17,6 @@ constexpr int64_t kMostWorkspace = int64_t{64} << 20;
 constexpr int64_t kMostIndex = int64_t{1} << 30;
 constexpr int kMostExtent = 1 << 20;
 
-int round_up(int64_t value, int unit) {
-  return static_cast<int>(ceil_div(value, unit) * unit);
-}
-
 int bits_of(int64_t count) {
   int bits = 0;
   while ((int64_t{1} << bits) < count) ++bits;
