@@ -96,8 +96,20 @@ SMALL_CONVS = (
     ConvShape("1x1", 1, 16, 8, 8, 1),
     ConvShape("grouped", 2, 6, 7, 9, 3, padding=1, groups=3),
     ConvShape("depthwise", 2, 9, 10, 9, 3, padding=1, groups=9),
+    ConvShape("first-layer", 2, 3, 11, 16, 3, stride=2, padding=1),
+    ConvShape("few-filters", 2, 16, 9, 3, 3, padding=1),
+    ConvShape("16-channels", 2, 16, 9, 32, 3, padding=1),
+    ConvShape("groups-of-8", 2, 32, 7, 32, 3, padding=1, groups=4),
+    ConvShape("depthwise-16", 2, 16, 9, 16, 3, padding=1, groups=16),
+    ConvShape("depthwise-5x5-stride2", 2, 16, 9, 16, 5, stride=2, padding=2, groups=16),
+    ConvShape("depthwise-9x9", 2, 16, 9, 16, 9, padding=4, groups=16),
 )
-SMALL_POOLS = (PoolShape("3x3", 2, 5, 11, 3, 2, 1, 4), PoolShape("2x2", 1, 8, 8, 2, 2, 0, 3))
+SMALL_POOLS = (
+    PoolShape("3x3", 2, 5, 11, 3, 2, 1, 4),
+    PoolShape("2x2", 1, 8, 8, 2, 2, 0, 3),
+    PoolShape("3x3-8-channels", 2, 8, 9, 3, 1, 1, 2),
+    PoolShape("5x5-and-global", 2, 8, 9, 5, 1, 2, 1),
+)
 
 
 def conv_cases(shape: ConvShape, dtype: torch.dtype, channels_last: bool, device: str) -> Iterator[Case]:
@@ -159,6 +171,16 @@ def conv_cases(shape: ConvShape, dtype: torch.dtype, channels_last: bool, device
         (dy, z, x, w),
         lambda dy, z, x, w: backward(_aten.silu_backward(dy, z), x, w, 1),
     )
+    for name in ("conv2d_act_max_pool2d", "conv2d_act_max_pool2d_with_offsets"):
+        yield case(
+            name,
+            (x, w, b),
+            (*shape.arguments, "relu", 0.0, False),
+            (x, w, b),
+            lambda x, w, b: F.max_pool2d(
+                torch.conv2d(x, w, b, stride, padding, dilation, shape.groups).relu(), 2
+            ),
+        )
 
 
 def pool_cases(shape: PoolShape, dtype: torch.dtype, channels_last: bool, device: str) -> Iterator[Case]:

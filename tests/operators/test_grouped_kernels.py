@@ -195,7 +195,7 @@ def test_thread_order_does_not_show(chip, dtype):
         grouped("c8-k6", 8, 6, 3, (5, 5), **SAME),
         grouped("c36", 36, 36, 2, (3, 3), **SAME),
         grouped("c2", 2, 4, 4, (5, 5), **SAME),
-        grouped("one-group", 8, 8, 1, (5, 5), **SAME),
+        grouped("one-group", 12, 12, 1, (5, 5), **SAME),
         grouped("kernel-of-33", 4, 4, 2, (1, 40), (1, 33)),
         grouped("stride-of-33", 4, 4, 2, (1, 40), (1, 3), stride=(1, 33)),
     ],
