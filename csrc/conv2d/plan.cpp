@@ -86,20 +86,22 @@ void run_conv2d(Conv2dPass pass, const Conv2dParams& params, const Conv2dPlan& p
 
 PlanText describe(const Conv2dPlan& plan, Conv2dPass pass) {
   static const char* const kPassNames[] = {"fprop", "dgrad", "wgrad"};
+  const std::string pass_name = kPassNames[static_cast<int>(pass)];
   PlanText text;
   text.workspace_bytes = plan.workspace_bytes;
   text.splits = plan.splits;
+  const auto told = [&text](const std::string& kernel, const std::string& tile, const auto& chosen) {
+    text.kernel = kernel;
+    text.tile = tile;
+    text.reason = chosen.reason;
+    text.grid = chosen.grid;
+    text.threads = chosen.threads;
+    text.shared_bytes = chosen.shared_bytes;
+    return text;
+  };
   if (plan.path == Conv2dPath::kDepthwise) {
     const DepthwisePlan& depthwise = plan.depthwise;
-    if (depthwise.image) {
-      text.kernel = depthwise.image->kernel;
-      text.reason = depthwise.image->reason;
-      text.tile = depthwise.image->tile;
-      text.grid = depthwise.image->grid;
-      text.threads = depthwise.image->threads;
-      text.shared_bytes = depthwise.image->shared_bytes;
-      return text;
-    }
+    if (depthwise.image) return told(depthwise.image->kernel, depthwise.image->tile, *depthwise.image);
     text.kernel = depthwise.path;
     text.reason = depthwise.reason;
     text.tile = std::to_string(depthwise.tile.channel_threads) + " channel x " +
@@ -111,33 +113,13 @@ PlanText describe(const Conv2dPlan& plan, Conv2dPass pass) {
     return text;
   }
   if (plan.path == Conv2dPath::kGrouped) {
-    text.kernel = std::string("grouped_") + kPassNames[static_cast<int>(pass)];
-    text.reason = plan.grouped.reason;
-    text.tile = plan.grouped.tile;
-    text.grid = plan.grouped.grid;
-    text.threads = plan.grouped.threads;
-    text.shared_bytes = plan.grouped.shared_bytes;
-    return text;
+    return told("grouped_" + pass_name, plan.grouped.tile, plan.grouped);
   }
-  if (plan.path == Conv2dPath::kThin) {
-    text.kernel = std::string("thin_") + kPassNames[static_cast<int>(pass)];
-    text.reason = plan.thin.reason;
-    text.tile = plan.thin.tile;
-    text.grid = plan.thin.grid;
-    text.threads = plan.thin.threads;
-    text.shared_bytes = plan.thin.shared_bytes;
-    return text;
-  }
+  if (plan.path == Conv2dPath::kThin) return told("thin_" + pass_name, plan.thin.tile, plan.thin);
   if (plan.path == Conv2dPath::kPointwise) {
-    text.kernel = std::string("pointwise_") + kPassNames[static_cast<int>(pass)] + "_mma";
-    text.reason = plan.pointwise.reason;
-    text.tile = plan.pointwise.text;
-    text.grid = plan.pointwise.grid;
-    text.threads = plan.pointwise.threads;
-    text.shared_bytes = plan.pointwise.shared_bytes;
-    return text;
+    return told("pointwise_" + pass_name + "_mma", plan.pointwise.text, plan.pointwise);
   }
-  text.kernel = std::string("generic_") + kPassNames[static_cast<int>(pass)];
+  text.kernel = "generic_" + pass_name;
   const TileShape& tile = tile_shape(plan.tile);
   text.tile =
       std::to_string(tile.rows) + "x" + std::to_string(tile.columns) + "x" + std::to_string(tile.depth);
