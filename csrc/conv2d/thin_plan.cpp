@@ -309,7 +309,11 @@ std::optional<ThinPlan> plan_wgrad(const Conv2dParams& params, const Chip& chip)
   const bool by_pixel = plan.channels_last || !plan.tensor_cores;
   const int64_t slot_pitch = wgrad.block_filters + vector;
   const int run = plan.tensor_cores ? 16 : 1;
-  const int sm_blocks = std::clamp(512 / plan.threads, 1, 3);  // of 128 registers a thread
+  plan.shared_bytes =
+      kThinArenaBytes + (kThinWgradSlots + kThinWgradWarps * kThinUnitOctets * 8) * sizeof(int);
+  // Blocks that an SM holds: of 128 registers a thread, and of shared memory, of which each takes 1 KB more.
+  const int room = (chip.shared_bytes_per_block + 1024) / (static_cast<int>(plan.shared_bytes) + 1024);
+  const int sm_blocks = std::clamp(std::min(512 / plan.threads, room), 1, 3);
   TileRules rules;
   rules.most_slots = kThinWgradSlots;
   if (!by_pixel) rules.quantum = vector;
@@ -353,8 +357,6 @@ std::optional<ThinPlan> plan_wgrad(const Conv2dParams& params, const Chip& chip)
   if (plan.splits > 1) plan.workspace_bytes = static_cast<size_t>(plan.splits * partial_bytes);
   plan.grid = slabs * unit_tiles * plan.splits;
   if (plan.grid > kMostIndex) return std::nullopt;
-  plan.shared_bytes =
-      kThinArenaBytes + (kThinWgradSlots + kThinWgradWarps * kThinUnitOctets * 8) * sizeof(int);
   plan.tile = tile_text(*tile, std::min(problem.k, wgrad.block_filters));
   const bool single = !wgrad.dy_vectors || (!plan.channels_last && !plan.tensor_cores);
   plan.reason = "up to 4 channels: taps are one dimension of products on " +
@@ -409,7 +411,7 @@ std::optional<ThinPlan> plan_output(Conv2dPass pass, const Conv2dParams& params,
   const int64_t capacity = (kThinArenaBytes - kThinOutputWeights * 2) / 4 / columns;
   const int64_t chip_blocks = 2 * int64_t{chip.sm_count};
   int64_t best_cost = 0, tiles = 0;
-  for (int64_t cuts = 1; cuts <= 64 && cuts <= output.out_w; cuts = cuts < 16 ? cuts + 1 : cuts * 2) {
+  for (int64_t cuts = 1; cuts <= 1024 && cuts <= output.out_w; cuts = cuts < 16 ? cuts + 1 : cuts * 2) {
     const int64_t w = ceil_div(output.out_w, cuts);
     for (int64_t h = std::min<int64_t>(output.out_h, 32); h >= 1; h = h == 1 ? 0 : ceil_div(h, 2)) {
       const int64_t positions =

@@ -336,6 +336,28 @@ def test_bytes_near_the_floor(chip, case, dtype, layout):
         assert 16 * launch["global_loads"][16] >= 0.8 * image
 
 
+def test_wgrad_is_one_round_of_the_blocks_that_fit(emulated_on_cpu):
+    """On an A100 shared memory, not registers, says how many."""
+    plan = fastcnn.plan(
+        "conv2d_wgrad",
+        (128, 3, 224, 224),
+        (64, 3, 7, 7),
+        stride=2,
+        padding=3,
+        dtype=torch.float32,
+        chip="A100",
+    )
+    assert plan.kernel == "thin_wgrad"
+    resident = 108 * (164 * 1024 // (plan.shared_bytes + 1024))
+    assert 0.9 * resident <= plan.grid <= resident
+
+
+@pytest.mark.parametrize("width", [224, 1440, 3840])
+def test_few_outputs_of_wide_images(emulated_on_cpu, width):
+    layer = {"padding": 2, "dtype": torch.bfloat16, "channels_last": True, "chip": "H200"}
+    assert fastcnn.plan("conv2d_fprop", (1, 64, 32, width), (3, 64, 5, 5), **layer).kernel == "thin_fprop"
+
+
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_weights_and_sums_are_small_beside_a_layer(channels_last):
     for shape, weight, stride, padding in (
