@@ -149,7 +149,7 @@ def conv2d_act(
 
     Raises:
         RuntimeError: sizes, dtypes, devices or parameters that do not fit.
-        TypeError: a `residual` that is no tensor, a `negative_slope` that is no real number.
+        TypeError: a `residual` that is no tensor, a `negative_slope` of leaky_relu that is no real number.
         ValueError: an unknown `activation`, or a `negative_slope` out of its range.
         NotImplementedError: a forward-mode dual tensor.
     """
@@ -183,10 +183,15 @@ def conv2d_act(
     )
 
 
+def _slope_read(op: str, activation: str, negative_slope: float) -> float:
+    """leaky_relu's slope as a float. Others' is not looked at: it would be a symbol to torch.compile."""
+    return real(f"{op}(): negative_slope", negative_slope) if activation == "leaky_relu" else 0.0
+
+
 def _convolve(
     op, input, weight, bias, stride, padding, dilation, groups, activation, residual, negative_slope
 ):
-    negative_slope = real(f"{op}(): negative_slope", negative_slope)
+    negative_slope = _slope_read(op, activation, negative_slope)
     problem = activation_problem(activation, negative_slope)
     if problem is not None:
         raise ValueError(f"{op}(): {problem}")
@@ -208,9 +213,7 @@ def _convolve(
     if unbatched and residual is not None:
         residual = residual.unsqueeze(0)
     conv = _geometry(op, weight, stride, padding, dilation, groups)
-    # A slope that nobody reads would still be a symbol to torch.compile.
-    slope = negative_slope if activation == "leaky_relu" else 0.0
-    output = _conv2d(input, weight, bias, residual, conv, activation, slope)
+    output = _conv2d(input, weight, bias, residual, conv, activation, negative_slope)
     return output.squeeze(0) if unbatched else output
 
 
@@ -298,7 +301,7 @@ def conv2d_act_max_pool2d(
     Raises:
         RuntimeError: sizes, dtypes, devices or parameters that do not fit, a convolution of less than 2x2
             pixels among them.
-        TypeError: a `negative_slope` that is no real number.
+        TypeError: a `negative_slope` of leaky_relu that is no real number.
         ValueError: an unknown `activation`, or a `negative_slope` out of its range.
         NotImplementedError: a forward-mode dual tensor.
     """
@@ -317,7 +320,7 @@ def conv2d_act_max_pool2d(
             activation=activation,
             negative_slope=negative_slope,
         )
-    negative_slope = real(f"{op}(): negative_slope", negative_slope)
+    negative_slope = _slope_read(op, activation, negative_slope)
     problem = activation_problem(activation, negative_slope)
     if problem is not None:
         raise ValueError(f"{op}(): {problem}")
@@ -332,8 +335,7 @@ def conv2d_act_max_pool2d(
         _autograd.refuse_duals(op, input, weight, bias)
     input, unbatched = _batched(op, input)
     conv = _geometry(op, weight, stride, padding, dilation, groups)
-    slope = negative_slope if activation == "leaky_relu" else 0.0
-    output = _conv2d_act_max_pool2d(input, weight, bias, conv, activation, slope)
+    output = _conv2d_act_max_pool2d(input, weight, bias, conv, activation, negative_slope)
     return output.squeeze(0) if unbatched else output
 
 

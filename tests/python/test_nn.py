@@ -142,7 +142,7 @@ def test_slopes_that_are_no_number(backend, slope):
     tensors = torch.randn(1, 1, 6, 6, device=backend.device), torch.randn(2, 1, 3, 3, device=backend.device)
     for call in (functional.conv2d_act, functional.conv2d_act_max_pool2d):
         with pytest.raises(TypeError, match=rf"^{call.__name__}\(\): {says}"):
-            call(*tensors, negative_slope=slope)
+            call(*tensors, activation="leaky_relu", negative_slope=slope)
 
 
 def test_layers_from_before_there_was_a_slope(backend):
