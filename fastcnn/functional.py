@@ -184,17 +184,21 @@ def conv2d_act(
 
 
 def _slope_read(op: str, activation: str, negative_slope: float) -> float:
-    """leaky_relu's slope as a float. Others' is not looked at: it would be a symbol to torch.compile."""
-    return real(f"{op}(): negative_slope", negative_slope) if activation == "leaky_relu" else 0.0
+    """leaky_relu's slope as a float. Others' is not looked at: it would be a symbol to torch.compile.
+
+    Raises what is wrong with either.
+    """
+    slope = real(f"{op}(): negative_slope", negative_slope) if activation == "leaky_relu" else 0.0
+    problem = activation_problem(activation, slope)
+    if problem is not None:
+        raise ValueError(f"{op}(): {problem}")
+    return slope
 
 
 def _convolve(
     op, input, weight, bias, stride, padding, dilation, groups, activation, residual, negative_slope
 ):
     negative_slope = _slope_read(op, activation, negative_slope)
-    problem = activation_problem(activation, negative_slope)
-    if problem is not None:
-        raise ValueError(f"{op}(): {problem}")
     if residual is not None and not isinstance(residual, Tensor):
         raise TypeError(f"{op}(): residual must be a Tensor or None, not {type(residual).__name__}")
     if (
@@ -321,9 +325,6 @@ def conv2d_act_max_pool2d(
             negative_slope=negative_slope,
         )
     negative_slope = _slope_read(op, activation, negative_slope)
-    problem = activation_problem(activation, negative_slope)
-    if problem is not None:
-        raise ValueError(f"{op}(): {problem}")
     if (
         not (KERNEL_DEVICES and _served(input))
         or not isinstance(weight, Tensor)

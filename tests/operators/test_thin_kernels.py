@@ -13,6 +13,7 @@ import fastcnn
 from fastcnn.testing import assert_accurate, assert_exact
 from tests.emulator import controls
 
+from .fused_backward import launched, through_activation
 from .operands import LAYOUTS, integers, normal
 from .shapes import Conv, parametrize
 
@@ -116,10 +117,6 @@ def results(case: Conv, x, w, bias, dy) -> dict[str, torch.Tensor]:
         "fprop": OPS.conv2d(x, w, bias, None, *case.geometry, "none", 0.0, False),
         "wgrad": OPS.conv2d_wgrad(dy, x, *case.kernel, *case.geometry, nhwc, False),
     }
-
-
-def launched() -> list[str]:
-    return [launch["name"].removeprefix("conv2d::") for launch in controls().launches()]
 
 
 def check(case: Conv, dtype: torch.dtype, layout: str) -> None:
@@ -263,13 +260,9 @@ def test_fused_backward_is_the_unfused_one(chip, case, activation, dtype, layout
     chip(3)
     x, _, _, dy = tensors(case, dtype, layout, normal)
     saved = LAYOUTS[layout](normal(dy.shape, dtype, "cpu", seed=5))
-    # Through a 1x1 layer of ones, the activation's backward alone.
-    channels, *image = dy.shape[1:]
-    ones = torch.ones(channels, 1, 1, 1, dtype=dtype)
-    pointwise = (1, 1, 0, 0, 0, 0, 1, 1, channels)
     nhwc = layout == "nhwc"
     act = (activation, 0.1)
-    grad = OPS.conv2d_act_dgrad(dy, saved, ones, *image, *pointwise, *act, nhwc, False)
+    grad = through_activation(dy, saved, *act, nhwc)
     assert not torch.equal(grad, dy)
 
     controls().reset()
