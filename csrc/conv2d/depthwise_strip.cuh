@@ -91,11 +91,10 @@ __device__ inline void fetch_strip_rows(DepthwiseStripShared<T, K>& shared,
     int vector;
     const int column = params.vectors.divide(item, vector);
     const bool inside = column >= columns.low && column < columns.high && vector * kVector < channels;
-    const int64_t from = source + begin * row_step + column * column_step + vector * kVector;
+    int64_t offset = inside ? source + begin * row_step + column * column_step + vector * kVector : 0;
     const int to = depthwise_strip_pixel(kShape, column) * params.block_channels + vector * kVector;
     const int row_elements = depthwise_strip_pixel(kShape, params.tile_columns) * params.block_channels;
     int slot = first_slot;
-    int64_t offset = from;
     for (int row = begin; row < end; ++row, offset += row_step) {
       if (params.image.grad_activation.saved == nullptr) {
         ptx::cp_async<16>(shared.rows.address(slot * row_elements + to), data + offset, inside);

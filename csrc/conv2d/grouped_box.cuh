@@ -87,7 +87,8 @@ __device__ inline void bring_box(SharedArray<T, N>& arena, int arena_start, cons
         n * box.view.stride_n + h * box.view.stride_h + w * box.view.stride_w + channel * box.view.stride_c;
     const int at = arena_start + pixel * box.pitch + vector * V;
     if (copies) {
-      ptx::cp_async<16>(arena.address(at), data + offset, inside && channel < last_channel);
+      const bool exists = inside && channel < last_channel;
+      ptx::cp_async<16>(arena.address(at), data + (exists ? offset : 0), exists);
     } else {
       arena.template store_vector<V>(at,
                                      load_item<T, IsGrad>(box, data, offset, inside, last_channel - channel));

@@ -84,7 +84,7 @@ __device__ inline void bring_grad(SharedArray<T, kArena<T>>& arena, const ThinWg
     const bool whole = ChannelsLast ? filter + V <= params.filters : column + w + V <= params.out_w;
     if (params.dy_vectors && (!exists || whole)) {
       if (copies) {
-        ptx::cp_async<16>(arena.address(at), data + offset, exists);
+        ptx::cp_async<16>(arena.address(at), data + (exists ? offset : 0), exists);
       } else {
         arena.template store_vector<V>(at, load_grad_item<V>(exists, params.activation, data, offset));
       }

@@ -8,7 +8,7 @@
 namespace fastcnn::ptx {
 
 // Bytes to a shared-memory address from SharedArray::address(), zeros where the predicate is false; the
-// global address is then not touched. 16-byte copies bypass L1.
+// global address is then not touched, but must be aligned all the same. 16-byte copies bypass L1.
 template <int Bytes>
 __device__ inline void cp_async(uint32_t shared_address, const void* global, bool predicate = true) {
   static_assert(Bytes == 4 || Bytes == 8 || Bytes == 16, "cp.async copies 4, 8 or 16 bytes");

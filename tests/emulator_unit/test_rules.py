@@ -66,6 +66,7 @@ REASONS = {
     "copy_over_readers": f"{RACE}|{PENDING}",
     "copy_beyond_source": "global memory out of bounds: reads 16 bytes at byte 256 of read-only buffer 0",
     "copy_misaligned": "cp.async of 16 bytes to shared byte 4 .* not aligned to the copy",
+    "copy_nothing_misaligned": "misaligned global memory access: copies none of 16 bytes",
 }
 WITHOUT_THREAD = {"deadlock"}  # concerns the whole block
 BEFORE_THE_LAUNCH = {"more_than_the_chip_has", "too_many_threads", "grid_too_high"}

@@ -55,6 +55,12 @@ def _batch_last(tensor: Tensor) -> Tensor:
     return tensor.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2)
 
 
+def odd_where_one(tensor: Tensor) -> Tensor:
+    """Axes of one element get strides no access is aligned to: nothing may go along them."""
+    strides = [7 if n == 1 else stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True)]
+    return tensor.as_strided(tensor.shape, strides)
+
+
 #: Same values, other memory.
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "nchw": lambda tensor: tensor.contiguous(),

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from fastcnn.testing import assert_accurate, assert_exact, evaluate, in_float64
 
+from .backends import ours
 from .calls import conv2d, torch_conv2d
-from .operands import LAYOUTS, integers, normal
+from .operands import LAYOUTS, integers, normal, odd_where_one
 from .shapes import CONVS, Conv, parametrize
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 SOME = [case for case in CONVS if case.id in ("3x3", "odd-everything", "groups", "depthwise", "1x1")]
+EVERY_FAMILY = [
+    Conv("dense", (1, 16, 1, 1), 24, (3, 3), padding=(1, 1, 1, 1)),
+    Conv("1x1", (1, 16, 1, 1), 24, (1, 1)),
+    Conv("depthwise", (1, 16, 1, 1), 16, (3, 3), padding=(1, 1, 1, 1), groups=16),
+    Conv("depthwise-large", (1, 16, 1, 1), 16, (9, 9), padding=(4, 4, 4, 4), groups=16),
+    Conv("grouped", (1, 16, 1, 1), 16, (3, 3), padding=(1, 1, 1, 1), groups=2),
+    Conv("thin", (1, 4, 1, 1), 16, (3, 3), padding=(1, 1, 1, 1)),
+    Conv("few-outputs", (1, 16, 1, 1), 4, (3, 3), padding=(1, 1, 1, 1)),
+]
 NAMES = ("grad_input", "grad_weight", "grad_bias")
 
 
@@ -66,6 +78,26 @@ def test_expanded_operands(backend, case):
         bias[:1].expand(case.out_channels),
     )
     check_exact(case, tensors, backend.device)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+@pytest.mark.parametrize("size", [(1, 1, 9), (1, 9, 1), (3, 1, 1)], ids=str)
+@parametrize("case", EVERY_FAMILY)
+@ours
+def test_any_stride_of_an_axis_of_one(backend, case, size, layout, dtype):
+    """Padding beside such an axis must not become a misaligned address."""
+    batch, *image = size
+    case = replace(case, input=(batch, case.input[1], *image))
+    x, w = (LAYOUTS[layout](t) for t in operands(case, dtype, backend.device, integers)[:2])
+    y = torch_conv2d(case)(x, w)
+    dy = LAYOUTS[layout](integers(y.shape, dtype, backend.device, seed=4))
+    expected = in_float64(torch_conv2d(case), x, w, grad_output=dy.double().cpu())
+    x, w, dy = odd_where_one(x), odd_where_one(w), odd_where_one(dy)
+    ops, geometry = torch.ops.fastcnn, (*case.geometry, layout == "nhwc", False)
+    assert_exact(ops.conv2d(x, w, None, None, *case.geometry, "none", 0.0, False), expected.value)
+    assert_exact(ops.conv2d_dgrad(dy, w, *image, *geometry), expected.grads[0], "grad_input")
+    assert_exact(ops.conv2d_wgrad(dy, x, *case.kernel, *geometry), expected.grads[1], "grad_weight")
 
 
 @parametrize("case", SOME)

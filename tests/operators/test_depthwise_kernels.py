@@ -12,16 +12,12 @@ import torch.nn.functional as F
 from build_support.build_info import ROOT
 from fastcnn.testing import assert_accurate, assert_exact, evaluate, in_float64
 
+from .backends import ours
 from .calls import conv2d, torch_conv2d
 from .operands import LAYOUTS, integers, normal
 from .shapes import Conv, parametrize
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
-ours = pytest.mark.parametrize(
-    "backend",
-    [pytest.param("emulated", marks=pytest.mark.emulated), pytest.param("cuda", marks=pytest.mark.cuda)],
-    indirect=True,
-)
 NAMES = ("grad_input", "grad_weight", "grad_bias")
 
 

@@ -90,6 +90,12 @@ __global__ void copy_misaligned(const __grid_constant__ Arguments arguments) {
   if (threadIdx.x == 0) ptx::cp_async<16>(tile.words.address(arguments.faulty ? 1 : 4), arguments.in);
 }
 
+__global__ void copy_nothing_misaligned(const __grid_constant__ Arguments arguments) {
+  Tile& tile = shared_memory<Tile>();
+  const int* source = arguments.in + (arguments.faulty ? 1 : 4);
+  if (threadIdx.x == 0) ptx::cp_async<16>(tile.words.address(0), source, false);
+}
+
 const SelfTest kTests[] = {
     {"missing_wait", &run_kernel<&missing_wait>},
     {"missing_commit", &run_kernel<&missing_commit>},
@@ -99,6 +105,7 @@ const SelfTest kTests[] = {
     {"copy_over_readers", &run_kernel<&copy_over_readers>},
     {"copy_beyond_source", &run_kernel<&copy_beyond_source>},
     {"copy_misaligned", &run_kernel<&copy_misaligned>},
+    {"copy_nothing_misaligned", &run_kernel<&copy_nothing_misaligned>},
 };
 
 }  // namespace

@@ -49,6 +49,13 @@ inline void check_global_read(const void* address) {
   ++current.counters.global_loads[width_index(Bytes)];
 }
 
+// A copy that reads nothing still names an address, which must be aligned.
+template <int Bytes>
+inline void check_copy_source(const void* address, bool reads) {
+  if (reads) return check_global_read<Bytes>(address);
+  if (reinterpret_cast<uintptr_t>(address) % Bytes != 0) fail_global("copies none of", address, Bytes);
+}
+
 template <int Bytes>
 inline void check_global_write(const void* address) {
   const uintptr_t a = reinterpret_cast<uintptr_t>(address);

@@ -14,7 +14,7 @@ template <int Bytes>
 inline void cp_async(uint32_t shared_address, const void* global, bool predicate = true,
                      emulator::Where where = emulator::Where::here()) {
   static_assert(Bytes == 4 || Bytes == 8 || Bytes == 16, "cp.async copies 4, 8 or 16 bytes");
-  if (predicate) emulator::check_global_read<Bytes>(global);
+  emulator::check_copy_source<Bytes>(global, predicate);
   emulator::issue_copy(shared_address, predicate ? global : nullptr, Bytes, where);
 }
 
