@@ -20,20 +20,26 @@ template <class Acc>
   return (activation == Activation::kSilu ? x : Acc(1)) / denominator;
 }
 
-// relu, leaky_relu and hardswish keep NaN, as torch does: comparisons with NaN are false.
-template <class Acc>
-__device__ inline Acc activate(Acc x, Activation activation, Acc negative_slope) {
+// The activation is asked for once for all V elements, not for each: the copies of this in a kernel stay
+// small. relu, leaky_relu and hardswish keep NaN, as torch does: comparisons with NaN are false.
+template <class Acc, int V>
+__device__ inline void activate(Acc (&x)[V], Activation activation, Acc negative_slope) {
+  const auto each = [&](auto&& function) {
+#pragma unroll
+    for (int v = 0; v < V; ++v) x[v] = function(x[v]);
+  };
   switch (activation) {
     case Activation::kNone:
-      return x;
+      return;
     case Activation::kRelu:
-      return x < Acc(0) ? Acc(0) : x;
+      return each([](Acc value) { return value < Acc(0) ? Acc(0) : value; });
     case Activation::kLeakyRelu:
-      return x < Acc(0) ? x * negative_slope : x;
+      return each([&](Acc value) { return value < Acc(0) ? value * negative_slope : value; });
     case Activation::kHardswish:
-      return x * fmin(fmax(x + Acc(3), Acc(0)), Acc(6)) * Acc(1.0 / 6);
+      return each(
+          [](Acc value) { return value * fmin(fmax(value + Acc(3), Acc(0)), Acc(6)) * Acc(1.0 / 6); });
     default:
-      return activate_smooth(x, activation);
+      return each([&](Acc value) { return activate_smooth(value, activation); });
   }
 }
 
@@ -63,11 +69,9 @@ __device__ inline Vector<T, V> finish(const Epilogue& epilogue, const accumulato
     for (int v = 0; v < V; ++v) result[v] = from_accumulator<T>(value[v]);
     store_global<V>(static_cast<T*>(epilogue.preactivation) + offset, result);
   }
+  activate(value, epilogue.activation, epilogue.negative_slope.template in<accumulator_t<T>>());
 #pragma unroll
-  for (int v = 0; v < V; ++v) {
-    result[v] = from_accumulator<T>(
-        activate(value[v], epilogue.activation, epilogue.negative_slope.template in<accumulator_t<T>>()));
-  }
+  for (int v = 0; v < V; ++v) result[v] = from_accumulator<T>(value[v]);
   return result;
 }
 

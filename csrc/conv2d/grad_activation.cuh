@@ -24,25 +24,32 @@ template <class Acc>
 
 // dy times the activation's derivative. `saved` is the activation's result for relu, leaky_relu, sigmoid and
 // tanh, and its argument for silu, gelu and hardswish (derived_from_output). The formulas, and what they give
-// at the kinks, are torch's.
-template <class Acc>
-__device__ inline Acc activation_grad(Acc dy, Acc saved, Activation activation, Acc negative_slope) {
+// at the kinks, are torch's. As in the epilogue, the activation is asked for once for all V elements.
+template <class Acc, int V>
+__device__ inline void activation_grad(Acc (&dy)[V], const Acc (&saved)[V], Activation activation,
+                                       Acc negative_slope) {
+  const auto each = [&](auto&& function) {
+#pragma unroll
+    for (int v = 0; v < V; ++v) dy[v] = function(dy[v], saved[v]);
+  };
   switch (activation) {
     case Activation::kNone:
-      return dy;
+      return;
     case Activation::kRelu:
-      return saved <= Acc(0) ? Acc(0) : dy;
+      return each([](Acc g, Acc y) { return y <= Acc(0) ? Acc(0) : g; });
     case Activation::kSigmoid:
-      return dy * (Acc(1) - saved) * saved;
+      return each([](Acc g, Acc y) { return g * (Acc(1) - y) * y; });
     case Activation::kTanh:
-      return dy * (Acc(1) - saved * saved);
+      return each([](Acc g, Acc y) { return g * (Acc(1) - y * y); });
     case Activation::kHardswish:
-      if (saved <= Acc(-3)) return Acc(0);
-      return saved < Acc(3) ? dy * (saved * Acc(1.0 / 3) + Acc(0.5)) : dy;
+      return each([](Acc g, Acc x) {
+        if (x <= Acc(-3)) return Acc(0);
+        return x < Acc(3) ? g * (x * Acc(1.0 / 3) + Acc(0.5)) : g;
+      });
     case Activation::kLeakyRelu:
-      return saved > Acc(0) ? dy : dy * negative_slope;
+      return each([&](Acc g, Acc y) { return y > Acc(0) ? g : g * negative_slope; });
     default:
-      return smooth_grad(dy, saved, activation);
+      return each([&](Acc g, Acc x) { return smooth_grad(g, x, activation); });
   }
 }
 
@@ -51,13 +58,16 @@ template <class T, int V>
 __device__ inline Vector<T, V> through_activation(const GradActivation& activation, const Vector<T, V>& grad,
                                                   const Vector<T, V>& saved) {
   using Acc = accumulator_t<T>;
-  Vector<T, V> result;
+  Acc dy[V], at[V];
 #pragma unroll
   for (int v = 0; v < V; ++v) {
-    result[v] = from_accumulator<T>(activation_grad(to_accumulator(grad[v]), to_accumulator(saved[v]),
-                                                    activation.activation,
-                                                    activation.negative_slope.template in<Acc>()));
+    dy[v] = to_accumulator(grad[v]);
+    at[v] = to_accumulator(saved[v]);
   }
+  activation_grad(dy, at, activation.activation, activation.negative_slope.template in<Acc>());
+  Vector<T, V> result;
+#pragma unroll
+  for (int v = 0; v < V; ++v) result[v] = from_accumulator<T>(dy[v]);
   return result;
 }
 
