@@ -4,9 +4,9 @@
     python tools/resource_report.py build.log --budget tools/resource_budget.toml
 
 Prints one line per kernel and architecture: registers, shared memory, stack, spilled bytes. The log has
-these where the build ran with `-Xptxas -v`, as setup.py's does. Exit status 1: a spill, a stack that
-ALLOWED_STACKS does not explain, a compiler's warning, no kernel in the log at all, or, with --budget, a
-kernel that uses more registers or shared memory than the file allows, or that the file does not have.
+these where the build ran with `-Xptxas -v`, as setup.py's does. Exit status 1: a spill, a stack, a
+compiler's warning, no kernel in the log at all, or, with --budget, a kernel that uses more registers or
+shared memory than the file allows, or that the file does not have.
 """
 
 from __future__ import annotations
@@ -21,9 +21,6 @@ from pathlib import Path
 
 import resource_budget
 from kernel_names import readable
-
-#: Kernels (a regular expression over the demangled name) that may keep a stack frame, and why.
-ALLOWED_STACKS: dict[str, str] = {}
 
 _COMPILING = re.compile(r"Compiling entry function '(?P<name>\S+)' for '(?P<architecture>\w+)'")
 _STACK = re.compile(
@@ -49,7 +46,7 @@ class Kernel:
         """What is wrong with it, or None."""
         if self.spilled:
             return f"spills {self.spilled} bytes"
-        if self.stack and not any(re.search(pattern, self.name) for pattern in ALLOWED_STACKS):
+        if self.stack:
             return f"keeps {self.stack} bytes of stack"
         return None
 

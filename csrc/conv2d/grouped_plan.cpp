@@ -527,18 +527,8 @@ std::optional<GroupedPlan> plan_grouped(Conv2dPass pass, const Conv2dParams& par
 
 void launch_grouped(Conv2dPass pass, const Conv2dParams& params, const GroupedPlan& plan,
                     cudaStream_t stream) {
-  const auto visit = [&](auto&& f) {
-    switch (params.dtype) {
-      case DType::kFloat32:
-        return f(TypeTag<float>{});
-      case DType::kFloat16:
-        return f(TypeTag<__half>{});
-      default:
-        return f(TypeTag<__nv_bfloat16>{});
-    }
-  };
   if (pass != Conv2dPass::kWgrad) {
-    visit([&](auto tag) {
+    visit_narrow_dtype(params.dtype, [&](auto tag) {
       using T = typename decltype(tag)::type;
       if constexpr (sizeof(T) == 2) {
         if (plan.tensor_cores) {
@@ -551,7 +541,7 @@ void launch_grouped(Conv2dPass pass, const Conv2dParams& params, const GroupedPl
   }
   GroupedWgradParams wgrad = plan.wgrad;
   if (plan.splits > 1) wgrad.partials = static_cast<float*>(params.workspace);
-  visit([&](auto tag) {
+  visit_narrow_dtype(params.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     if constexpr (sizeof(T) == 2) {
       if (plan.tensor_cores) return grouped::launch_wgrad_mma<T>(wgrad, plan, stream);

@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "common/ceil_div.h"
+#include "common/power_of_two.h"
 #include "pool2d/plan.h"
 
 namespace fastcnn {
@@ -10,12 +11,6 @@ namespace {
 constexpr int64_t kInFlight = 8;
 // NCHW planes below this have little of whole aligned vectors.
 constexpr int64_t kStagedBelowBytes = 256;
-
-int64_t power_of_two_up(int64_t x) {
-  int64_t result = 1;
-  while (result < x) result *= 2;
-  return result;
-}
 
 // One window that holds the whole image and nothing else.
 bool is_global(const Pool2dProblem& problem) {

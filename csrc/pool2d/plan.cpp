@@ -4,6 +4,7 @@
 
 #include "common/ceil_div.h"
 #include "common/dense_planes.h"
+#include "common/power_of_two.h"
 
 namespace fastcnn {
 namespace {
@@ -14,12 +15,6 @@ constexpr int64_t kSplitFromTaps = 32;
 constexpr int64_t kTapsPerSplit = 4;
 // Block numbers and items stay below 2^31 with the last block's overhang.
 constexpr int64_t kItemsPerLaunch = (int64_t{1} << 31) - 1024;
-
-int64_t power_of_two_up(int64_t x) {
-  int64_t result = 1;
-  while (result < x) result *= 2;
-  return result;
-}
 
 // The most inputs along an axis that one output reads.
 int64_t window_length(bool adaptive, int64_t input, int64_t output, int64_t kernel) {
