@@ -20,26 +20,20 @@ template <class Acc>
   return (activation == Activation::kSilu ? x : Acc(1)) / denominator;
 }
 
-// The activation is asked for once for all V elements, not for each: the copies of this in a kernel stay
-// small. relu, leaky_relu and hardswish keep NaN, as torch does: comparisons with NaN are false.
-template <class Acc, int V>
-__device__ inline void activate(Acc (&x)[V], Activation activation, Acc negative_slope) {
-  const auto each = [&](auto&& function) {
-#pragma unroll
-    for (int v = 0; v < V; ++v) x[v] = function(x[v]);
-  };
+// relu, leaky_relu and hardswish keep NaN, as torch does: comparisons with NaN are false.
+template <class Acc>
+__device__ inline Acc activate(Acc x, Activation activation, Acc negative_slope) {
   switch (activation) {
     case Activation::kNone:
-      return;
+      return x;
     case Activation::kRelu:
-      return each([](Acc value) { return value < Acc(0) ? Acc(0) : value; });
+      return x < Acc(0) ? Acc(0) : x;
     case Activation::kLeakyRelu:
-      return each([&](Acc value) { return value < Acc(0) ? value * negative_slope : value; });
+      return x < Acc(0) ? x * negative_slope : x;
     case Activation::kHardswish:
-      return each(
-          [](Acc value) { return value * fmin(fmax(value + Acc(3), Acc(0)), Acc(6)) * Acc(1.0 / 6); });
+      return x * fmin(fmax(x + Acc(3), Acc(0)), Acc(6)) * Acc(1.0 / 6);
     default:
-      return each([&](Acc value) { return activate_smooth(value, activation); });
+      return activate_smooth(x, activation);
   }
 }
 
@@ -69,9 +63,11 @@ __device__ inline Vector<T, V> finish(const Epilogue& epilogue, const accumulato
     for (int v = 0; v < V; ++v) result[v] = from_accumulator<T>(value[v]);
     store_global<V>(static_cast<T*>(epilogue.preactivation) + offset, result);
   }
-  activate(value, epilogue.activation, epilogue.negative_slope.template in<accumulator_t<T>>());
 #pragma unroll
-  for (int v = 0; v < V; ++v) result[v] = from_accumulator<T>(value[v]);
+  for (int v = 0; v < V; ++v) {
+    result[v] = from_accumulator<T>(
+        activate(value[v], epilogue.activation, epilogue.negative_slope.template in<accumulator_t<T>>()));
+  }
   return result;
 }
 

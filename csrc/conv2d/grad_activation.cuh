@@ -24,32 +24,25 @@ template <class Acc>
 
 // dy times the activation's derivative. `saved` is the activation's result for relu, leaky_relu, sigmoid and
 // tanh, and its argument for silu, gelu and hardswish (derived_from_output). The formulas, and what they give
-// at the kinks, are torch's. As in the epilogue, the activation is asked for once for all V elements.
-template <class Acc, int V>
-__device__ inline void activation_grad(Acc (&dy)[V], const Acc (&saved)[V], Activation activation,
-                                       Acc negative_slope) {
-  const auto each = [&](auto&& function) {
-#pragma unroll
-    for (int v = 0; v < V; ++v) dy[v] = function(dy[v], saved[v]);
-  };
+// at the kinks, are torch's.
+template <class Acc>
+__device__ inline Acc activation_grad(Acc dy, Acc saved, Activation activation, Acc negative_slope) {
   switch (activation) {
     case Activation::kNone:
-      return;
+      return dy;
     case Activation::kRelu:
-      return each([](Acc g, Acc y) { return y <= Acc(0) ? Acc(0) : g; });
+      return saved <= Acc(0) ? Acc(0) : dy;
     case Activation::kSigmoid:
-      return each([](Acc g, Acc y) { return g * (Acc(1) - y) * y; });
+      return dy * (Acc(1) - saved) * saved;
     case Activation::kTanh:
-      return each([](Acc g, Acc y) { return g * (Acc(1) - y * y); });
+      return dy * (Acc(1) - saved * saved);
     case Activation::kHardswish:
-      return each([](Acc g, Acc x) {
-        if (x <= Acc(-3)) return Acc(0);
-        return x < Acc(3) ? g * (x * Acc(1.0 / 3) + Acc(0.5)) : g;
-      });
+      if (saved <= Acc(-3)) return Acc(0);
+      return saved < Acc(3) ? dy * (saved * Acc(1.0 / 3) + Acc(0.5)) : dy;
     case Activation::kLeakyRelu:
-      return each([&](Acc g, Acc y) { return y > Acc(0) ? g : g * negative_slope; });
+      return saved > Acc(0) ? dy : dy * negative_slope;
     default:
-      return each([&](Acc g, Acc x) { return smooth_grad(g, x, activation); });
+      return smooth_grad(dy, saved, activation);
   }
 }
 
@@ -58,16 +51,13 @@ template <class T, int V>
 __device__ inline Vector<T, V> through_activation(const GradActivation& activation, const Vector<T, V>& grad,
                                                   const Vector<T, V>& saved) {
   using Acc = accumulator_t<T>;
-  Acc dy[V], at[V];
-#pragma unroll
-  for (int v = 0; v < V; ++v) {
-    dy[v] = to_accumulator(grad[v]);
-    at[v] = to_accumulator(saved[v]);
-  }
-  activation_grad(dy, at, activation.activation, activation.negative_slope.template in<Acc>());
   Vector<T, V> result;
 #pragma unroll
-  for (int v = 0; v < V; ++v) result[v] = from_accumulator<T>(dy[v]);
+  for (int v = 0; v < V; ++v) {
+    result[v] = from_accumulator<T>(activation_grad(to_accumulator(grad[v]), to_accumulator(saved[v]),
+                                                    activation.activation,
+                                                    activation.negative_slope.template in<Acc>()));
+  }
   return result;
 }
 

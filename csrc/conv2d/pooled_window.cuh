@@ -53,13 +53,10 @@ struct BoxPixel {
 template <class T>
 __device__ inline void pool(const PooledParams& params, const float (&sums)[kPixels], float bias, T& best,
                             uint8_t& offset) {
-  float values[kPixels];
-#pragma unroll
-  for (int p = 0; p < kPixels; ++p) values[p] = sums[p] + bias;
-  activate(values, params.epilogue.activation, params.epilogue.negative_slope.template in<float>());
+  const float slope = params.epilogue.negative_slope.template in<float>();
 #pragma unroll
   for (int p = 0; p < kPixels; ++p) {
-    const T rounded = from_accumulator<T>(values[p]);
+    const T rounded = from_accumulator<T>(activate(sums[p] + bias, params.epilogue.activation, slope));
     const float value = to_accumulator(rounded);
     if (p == 0 || value > to_accumulator(best) || value != value) {
       best = rounded;
