@@ -1,24 +1,23 @@
-// Few output channels (K <= 8) in half precision, NHWC, on tensor cores, where thin_output_mma.cuh does not go:
-// windows of more taps, strides of fprop, any number of reduced channels. fprop of last layers, and dgrad of
-// first layers at stride 1, where dy takes x's place.
+// Few output channels (K <= 8) in half precision, NHWC, on tensor cores, where thin_output_mma.cuh does not
+// go: windows of more taps, strides of fprop, any number of reduced channels. fprop of last layers, and dgrad
+// of first layers at stride 1, where dy takes x's place.
 //
-// Walk: a block makes a tile of output pixels in stages of 16 to 64 channels: the box of x that the tile sees,
-// halo included, and these channels' weights, which come (cp.async, two buffers) while the stage before is
-// multiplied. A position is a pixel of the box in a row where a window begins. A warp multiplies up to 64
+// Walk: a block makes a tile of output pixels in stages of 16 to 64 channels: the box of x that the tile
+// sees, halo included, and these channels' weights, which come (cp.async, two buffers) while the stage before
+// is multiplied. A position is a pixel of the box in a row where a window begins. A warp multiplies up to 64
 // positions with up to 5 octets of columns (s, filter), and sums over channels and rows of taps in registers:
 // row r of taps is another row of the box for all. After the last stage the products go to shared memory,
 // [column][position], over the stages, and a thread adds one output's S of them, each from the position that
 // its tap sees, in fixed order. Both operands lie in planes of 8 channels, 16 bytes a pixel (a column), where
-// ldmatrix finds 8 neighbours in different banks. Where the columns are more than a warp's, 2 or 4 warps share
-// positions. Channels past the last are zeros in both operands.
-// Floor: bytes of x once, 2*N*P*Q*K*C*R*S flops. Waste: columns are padded to 24, 32 or 40 (times 2 or 4),
-// positions are 1 + halo of the row's outputs times the stride; x is read 1 + halo times, mostly from L2. At
-// C = 64, 9x9, K = 3 tensor cores bound it: 8 x 54 pixels (positions 8 x 62) take 10.3 products of 16 x 8 x 16
-// a pixel, of which 7.6 are wanted, and 300 bytes. A step costs a warp 24 wavefronts of shared memory for 16
-// products.
-// Why: with (tap, filter) as columns, as thin_output_mma.cuh has it, 243 products of each pixel of the box
-// would go through shared memory instead of 27 of each position. The generic kernel multiplies 128 x 32
-// results on FMA units, of which K columns are wanted, and brings x once a tap.
+// ldmatrix finds 8 neighbours in different banks. Where the columns are more than a warp's, 2 or 4 warps
+// share positions. Channels past the last are zeros in both operands. Floor: bytes of x once, 2*N*P*Q*K*C*R*S
+// flops. Waste: columns are padded to 24, 32 or 40 (times 2 or 4), positions are 1 + halo of the row's
+// outputs times the stride; x is read 1 + halo times, mostly from L2. At C = 64, 9x9, K = 3 tensor cores
+// bound it: 8 x 54 pixels (positions 8 x 62) take 10.3 products of 16 x 8 x 16 a pixel, of which 7.6 are
+// wanted, and 300 bytes. A step costs a warp 24 wavefronts of shared memory for 16 products. Why: with (tap,
+// filter) as columns, as thin_output_mma.cuh has it, 243 products of each pixel of the box would go through
+// shared memory instead of 27 of each position. The generic kernel multiplies 128 x 32 results on FMA units,
+// of which K columns are wanted, and brings x once a tap.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -39,7 +38,8 @@ inline constexpr int kRowsStage = kThinRowsStageBytes / 2;  // elements
 
 template <class T>
 struct OutputRowsShared {
-  SharedArray<T, 2 * kRowsStage> stages;  // of each the box, [plane][row][column][8], and behind it the weights
+  SharedArray<T, 2 * kRowsStage>
+      stages;  // of each the box, [plane][row][column][8], and behind it the weights
 };
 struct OutputRowsProducts {
   SharedArray<float, 2 * kThinRowsStageBytes / 4> products;
@@ -103,8 +103,8 @@ __device__ inline void bring_stage_pixels(OutputRowsShared<T>& shared, int start
   }
 }
 
-// The weights of the stage's channels, [plane][row of taps][column][8], taps in the order in which the box has
-// them; zeros past the last channel and column.
+// The weights of the stage's channels, [plane][row of taps][column][8], taps in the order in which the box
+// has them; zeros past the last channel and column.
 template <class T>
 __device__ inline void bring_rows_weights(OutputRowsShared<T>& shared, int start,
                                           const ThinOutputRowsParams& params, int first_channel) {
@@ -157,8 +157,8 @@ __global__ __launch_bounds__(kThinThreads,
     ptx::cp_async_commit();
   };
 
-  // Where ldmatrix finds the lane's row: of each 16 positions the first plane's, then the second's; of each two
-  // octets of columns first plane and second plane of one, then of the other.
+  // Where ldmatrix finds the lane's row: of each 16 positions the first plane's, then the second's; of each
+  // two octets of columns first plane and second plane of one, then of the other.
   int seen[kTiles];
 #pragma unroll
   for (int m = 0; m < kTiles; ++m) {
@@ -239,7 +239,8 @@ __global__ __launch_bounds__(kThinThreads,
     }
     const float bias[1] = {load_bias<T>(params.epilogue, k)};
     const int64_t offset = tile.image * params.output.stride_n + k * params.output.stride_c +
-                           (tile.row + h) * params.output.stride_h + (tile.column + w) * params.output.stride_w;
+                           (tile.row + h) * params.output.stride_h +
+                           (tile.column + w) * params.output.stride_w;
     store_global<1>(static_cast<T*>(params.output.data) + offset,
                     finish<T>(params.epilogue, sum, bias, offset));
   }
@@ -255,7 +256,8 @@ void launch_output_rows(const ThinOutputRowsParams& params, const ThinPlan& plan
   const auto kernel = plan.unit_octets == 3   ? output_rows_kernel<T, 3>
                       : plan.unit_octets == 4 ? output_rows_kernel<T, 4>
                                               : output_rows_kernel<T, 5>;
-  launch(params.flipped ? "conv2d::thin_dgrad_rows" : "conv2d::thin_fprop_output_rows", kernel, config, params);
+  launch(params.flipped ? "conv2d::thin_dgrad_rows" : "conv2d::thin_fprop_output_rows", kernel, config,
+         params);
 }
 
 }  // namespace fastcnn::thin

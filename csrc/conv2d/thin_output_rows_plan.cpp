@@ -1,5 +1,5 @@
-// Few output channels on tensor cores with rows of taps in the reduction: what thin_output_rows.cuh covers, how
-// its warps share columns, its stages and tiles.
+// Few output channels on tensor cores with rows of taps in the reduction: what thin_output_rows.cuh covers,
+// how its warps share columns, its stages and tiles.
 #include <algorithm>
 
 #include "common/ceil_div.h"
@@ -33,8 +33,8 @@ Columns share_columns(int64_t columns) {
   return best;
 }
 
-// The planes of a box of so many pixels: where 8 / planes neighbours of each are written by 8 lanes, these meet
-// in no bank.
+// The planes of a box of so many pixels: where 8 / planes neighbours of each are written by 8 lanes, these
+// meet in no bank.
 int64_t plane_pitch(int64_t pixels, int planes) {
   return congruent(pixels * kVector, kMostPlanes / planes * kVector, 8 * kVector);
 }
@@ -81,8 +81,8 @@ std::optional<ThinPlan> plan_thin_output_rows(Conv2dPass pass, const Conv2dParam
   output.weight_vectors = !dgrad && output.channels % kVector == 0 &&
                           channels_align(params.weight, problem.k, problem.r, problem.s, kVector, 2);
 
-  // The tile that costs the chip the fewest cycles of a multiprocessor: products on tensor cores (sm_80's), 32
-  // bytes a cycle for the boxes and weights, barriers of the stages, the beginning and end of a block.
+  // The tile that costs the chip the fewest cycles of a multiprocessor: products on tensor cores (sm_80's),
+  // 32 bytes a cycle for the boxes and weights, barriers of the stages, the beginning and end of a block.
   constexpr int64_t kProductCycles = 2, kStageCycles = 400, kTileCycles = 2000;
   const int64_t chip_blocks = 2 * int64_t{chip.sm_count};
   int64_t best_cost = 0, tiles = 0;
@@ -99,9 +99,8 @@ std::optional<ThinPlan> plan_thin_output_rows(Conv2dPass pass, const Conv2dParam
       if (planes == 0 || pitch * columns * 4 > 2 * kThinRowsStageBytes) continue;
       const int64_t count = problem.n * ceil_div(output.out_h, h) * ceil_div(output.out_w, w);
       const int64_t products = kWarps * ceil_div(positions / 16, parts) * shared.octets * problem.r;
-      const int64_t tile_cycles =
-          steps * (products * kProductCycles + pixels + problem.r * padded) +
-          ceil_div(steps * 2, planes) * kStageCycles + kTileCycles;
+      const int64_t tile_cycles = steps * (products * kProductCycles + pixels + problem.r * padded) +
+                                  ceil_div(steps * 2, planes) * kStageCycles + kTileCycles;
       const int64_t cost = ceil_div(count, chip_blocks) * tile_cycles;
       if (tiles != 0 && cost >= best_cost) continue;
       best_cost = cost;
@@ -137,9 +136,10 @@ std::optional<ThinPlan> plan_thin_output_rows(Conv2dPass pass, const Conv2dParam
   plan.shared_bytes = 2 * kThinRowsStageBytes;
   plan.tile = std::to_string(output.tile_h) + "x" + std::to_string(output.tile_w) + " pixels x " +
               std::to_string(output.filters) + " channels";
-  plan.reason = std::string("up to 8 output channels: channels and rows of taps are reduced on tensor cores, ") +
-                "columns of taps in shared memory, " + (dgrad ? "dy" : "x") + " in " +
-                (output.vectors ? "16-byte loads" : "single elements");
+  plan.reason =
+      std::string("up to 8 output channels: channels and rows of taps are reduced on tensor cores, ") +
+      "columns of taps in shared memory, " + (dgrad ? "dy" : "x") + " in " +
+      (output.vectors ? "16-byte loads" : "single elements");
   return plan;
 }
 
