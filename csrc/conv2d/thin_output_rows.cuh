@@ -196,12 +196,20 @@ __global__ __launch_bounds__(kThinThreads,
           ptx::ldmatrix_x2(b[Octets - 1], shared.stages.address(weights + (Octets - 1) * 64));
         }
 #pragma unroll
-        for (int m = 0; m < kTiles; ++m) {
+        for (int m = 0; m < kTiles; m += 2) {
           if (m >= tiles) break;
-          uint32_t a[4];
-          ptx::ldmatrix_x4(a, shared.stages.address(pixels + seen[m]));
+          uint32_t a[2][4];
 #pragma unroll
-          for (int n = 0; n < Octets; ++n) ptx::mma_m16n8k16<T>(sums[m][n], a, b[n], sums[m][n]);
+          for (int i = 0; i < 2; ++i) {
+            if (m + i < kTiles) ptx::ldmatrix_x4(a[i], shared.stages.address(pixels + seen[m + i]));
+          }
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+#pragma unroll
+            for (int n = 0; n < Octets; ++n) {
+              if (m + i < kTiles) ptx::mma_m16n8k16<T>(sums[m + i][n], a[i], b[n], sums[m + i][n]);
+            }
+          }
         }
         pixels += params.row_step * params.x.row_pitch;
         weights += params.column_div.divisor() * 8;
