@@ -171,7 +171,6 @@ struct ThinOutputBoxParams {
 // tap's (s, filter), a position a pixel of the box in a row where an output's window begins.
 struct ThinOutputRowsParams : ThinOutputBoxParams {
   bool weight_vectors = false;   // 16 bytes of channels a load
-  int columns = 0;               // those of the products, whole units': column_div
   int positions = 0, pitch = 0;  // of a tile; of a column in shared memory
   int weight_start = 0;          // in a stage, behind the box
   int weight_pitch = 0;          // of a plane of weights, [row of taps][column]

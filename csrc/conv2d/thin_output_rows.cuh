@@ -6,18 +6,21 @@
 // sees, halo included, and these channels' weights, which come (cp.async, two buffers) while the stage before
 // is multiplied. A position is a pixel of the box in a row where a window begins. A warp multiplies up to 64
 // positions with up to 5 octets of columns (s, filter), and sums over channels and rows of taps in registers:
-// row r of taps is another row of the box for all. After the last stage the products go to shared memory,
+// a row of taps is another row of the box for all. At last the products go to shared memory,
 // [column][position], over the stages, and a thread adds one output's S of them, each from the position that
 // its tap sees, in fixed order. Both operands lie in planes of 8 channels, 16 bytes a pixel (a column), where
 // ldmatrix finds 8 neighbours in different banks. Where the columns are more than a warp's, 2 or 4 warps
-// share positions. Channels past the last are zeros in both operands. Floor: bytes of x once, 2*N*P*Q*K*C*R*S
-// flops. Waste: columns are padded to 24, 32 or 40 (times 2 or 4), positions are 1 + halo of the row's
-// outputs times the stride; x is read 1 + halo times, mostly from L2. At C = 64, 9x9, K = 3 tensor cores
-// bound it: 8 x 54 pixels (positions 8 x 62) take 10.3 products of 16 x 8 x 16 a pixel, of which 7.6 are
-// wanted, and 300 bytes. A step costs a warp 24 wavefronts of shared memory for 16 products. Why: with (tap,
-// filter) as columns, as thin_output_mma.cuh has it, 243 products of each pixel of the box would go through
-// shared memory instead of 27 of each position. The generic kernel multiplies 128 x 32 results on FMA units,
-// of which K columns are wanted, and brings x once a tap.
+// share positions. Channels past the last are zeros in both operands.
+// Floor: bytes of x once, 2*N*P*Q*K*C*R*S flops. Waste: columns are padded to 24, 32 or 40 (times 2 or 4),
+// positions are 1 + halo of a row's outputs times the stride; x is read 1 + halo times, mostly from L2. At
+// C = 64, 9x9, K = 3 tensor cores bound it: 13 x 30 pixels (13 x 38 positions) take 11.4 products of
+// 16 x 8 x 16 a pixel, of which 7.6 are wanted, and 262 bytes. A row of taps costs a warp 24 wavefronts of
+// shared memory for 16 products.
+// Registers (ptxas, the most of sm_80 and sm_90a; 3, 4, 5 octets): 106, 123, 117, nothing spilled: two blocks
+// an SM, for which an A100 has the shared memory, too.
+// Why: with (tap, filter) as columns, as thin_output_mma.cuh has it, 243 products of each pixel of the box
+// would go through shared memory instead of 27 of each position. The generic kernel multiplies 128 x 32
+// results on FMA units, of which K columns are wanted, and brings x once a tap.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -144,6 +147,8 @@ __global__ __launch_bounds__(kThinThreads,
                              2) void output_rows_kernel(const __grid_constant__ ThinOutputRowsParams params) {
   auto& shared = shared_memory<OutputRowsShared<T>>();
   constexpr int kTiles = thin_rows_tiles(Octets);
+  // Columns by pitch, at most 4 more than the most positions, of 1 to 4 groups of warps.
+  static_assert(Octets * 8 * (kTiles * kThinThreads / 2 + 4 * 4) * 4 <= 2 * kThinRowsStageBytes);
   const int lane = threadIdx.x % 32;
   int part;
   const int first_column = params.warp_parts.divide(static_cast<int>(threadIdx.x) / 32, part) * Octets * 8;
@@ -226,9 +231,7 @@ __global__ __launch_bounds__(kThinThreads,
 #pragma unroll
     for (int i = 0; i < Octets * 4; ++i) {
       const int product = first_column + i / 4 * 8 + lane % 4 * 2 + i % 2;
-      if (product < params.columns) {
-        products.store(product * params.pitch + position + i % 4 / 2 * 8, sums[m][i / 4][i % 4]);
-      }
+      products.store(product * params.pitch + position + i % 4 / 2 * 8, sums[m][i / 4][i % 4]);
     }
   }
   __syncthreads();

@@ -67,8 +67,7 @@ std::optional<ThinPlan> plan_thin_output_rows(Conv2dPass pass, const Conv2dParam
       (problem.r * problem.s == 1 && problem.pad_top == 0 && problem.pad_left == 0)) {
     return std::nullopt;
   }
-  const int64_t columns = int64_t{output.filters} * problem.s;
-  const Columns shared = share_columns(columns);
+  const Columns shared = share_columns(int64_t{output.filters} * problem.s);
   if (shared.groups == 0) return std::nullopt;
   const int padded = shared.groups * shared.octets * 8;
   const int parts = kWarps / shared.groups;
@@ -96,7 +95,7 @@ std::optional<ThinPlan> plan_thin_output_rows(Conv2dPass pass, const Conv2dParam
       const int64_t positions = ceil_div(h * box_columns, 16) * 16, pitch = congruent(positions, 4, 32);
       const int64_t box_rows = (h - 1) * problem.stride_h + reach_h + 1, pixels = box_rows * box_columns;
       const int planes = stage_planes(pixels, plane_weights, output.channels);
-      if (planes == 0 || pitch * columns * 4 > 2 * kThinRowsStageBytes) continue;
+      if (planes == 0) continue;
       const int64_t count = problem.n * ceil_div(output.out_h, h) * ceil_div(output.out_w, w);
       const int64_t products = kWarps * ceil_div(positions / 16, parts) * shared.octets * problem.r;
       const int64_t tile_cycles = steps * (products * kProductCycles + pixels + problem.r * padded) +
@@ -118,7 +117,6 @@ std::optional<ThinPlan> plan_thin_output_rows(Conv2dPass pass, const Conv2dParam
   plan.unit_octets = shared.octets;
   box.row_pitch = box.columns * kVector;
   box.plane_pitch = static_cast<int>(plane_pitch(int64_t{box.rows} * box.columns, box.planes));
-  output.columns = static_cast<int>(columns);
   output.weight_start = box.planes * box.plane_pitch;
   output.weight_pitch = static_cast<int>(plane_weights);
   output.warp_parts = FastDiv(parts);

@@ -245,6 +245,33 @@ def test_work_near_the_floor(chip):  # noqa: F811
     assert launch["global_loads"][1] == launch["global_loads"][4] == launch["global_loads"][8] == 0
 
 
+def test_channels_past_the_last_are_not_read(chip):  # noqa: F811
+    """12 of 16 channels that lie in 16 bytes, of pixels and of weights; the rest is no number."""
+    chip(132)
+    case = last("", 12, 3, (5, 6), **SAME)
+    x, w, bias, _ = tensors(case, torch.float16, "nhwc")
+
+    def of_16(values):
+        n, c, h, w = values.shape
+        larger = torch.full((n, h, w, 16), torch.nan, dtype=values.dtype)
+        return larger[..., :c].permute(0, 3, 1, 2).copy_(values)
+
+    assert_exact(fprop(case, of_16(x), of_16(w), bias), torchs(case, x.double(), w.double(), bias.double()))
+
+
+@pytest.mark.parametrize("width", [511, 513, 3840])
+def test_plans_of_wide_images(emulated_on_cpu, width):
+    options = {"dtype": torch.float16, "channels_last": True, "padding": 4, "chip": "A100"}
+    plan = fastcnn.plan("conv2d_fprop", (1, 64, 16, width), (3, 64, 9, 9), **options)
+    assert "rows of taps are reduced" in plan.reason
+
+
+def test_one_channel_is_no_step_of_sixteen(emulated_on_cpu):
+    options = {"dtype": torch.float16, "channels_last": True, "padding": 4, "chip": "H200"}
+    plan = fastcnn.plan("conv2d_dgrad", (4, 3, 64, 64), (1, 3, 9, 9), **options)
+    assert (plan.kernel, "on FMA units" in plan.reason) == ("thin_dgrad", True)
+
+
 @pytest.mark.parametrize(
     ("channels", "filters", "kernel", "stride"), [(64, 3, 9, 1), (64, 3, 7, 1), (32, 8, 5, 1), (128, 4, 3, 2)]
 )
@@ -269,7 +296,8 @@ def test_plans_of_last_layers(emulated_on_cpu, channels, filters, kernel, stride
     "case",
     [
         last("k9", 16, 9, (6, 5), (5, 5), **PAD_2),
-        last("stride-over-window", 16, 3, (9, 9), (2, 2), stride=(3, 1)),
+        last("stride-over-window-rows", 16, 3, (9, 9), (2, 2), stride=(3, 1)),
+        last("stride-over-window-columns", 16, 3, (9, 9), (2, 2), stride=(1, 3)),
         last("columns-over-160", 16, 8, (2, 22), (1, 21)),
         last("stage-over-40-KB", 8, 8, (13, 13), (13, 13)),
         last("dilated-over-40-KB", 9, 3, (65, 65), dilation=(32, 32)),
