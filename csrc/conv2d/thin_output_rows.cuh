@@ -41,8 +41,8 @@ inline constexpr int kRowsStage = kThinRowsStageBytes / 2;  // elements
 
 template <class T>
 struct OutputRowsShared {
-  SharedArray<T, 2 * kRowsStage>
-      stages;  // of each the box, [plane][row][column][8], and behind it the weights
+  // Of each the box, [plane][row][column][8], and behind it the weights, [plane][row of taps][column][8].
+  SharedArray<T, 2 * kRowsStage> stages;
 };
 struct OutputRowsProducts {
   SharedArray<float, 2 * kThinRowsStageBytes / 4> products;
@@ -106,8 +106,8 @@ __device__ inline void bring_stage_pixels(OutputRowsShared<T>& shared, int start
   }
 }
 
-// The weights of the stage's channels, [plane][row of taps][column][8], taps in the order in which the box
-// has them; zeros past the last channel and column.
+// The weights of the stage's channels, taps in the order in which the box has them; zeros past the last
+// channel and column.
 template <class T>
 __device__ inline void bring_rows_weights(OutputRowsShared<T>& shared, int start,
                                           const ThinOutputRowsParams& params, int first_channel) {

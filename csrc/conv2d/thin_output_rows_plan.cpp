@@ -64,7 +64,7 @@ std::optional<ThinPlan> plan_thin_output_rows(Conv2dPass pass, const Conv2dParam
   if (dtype_size(params.dtype) != 2 || chip.shared_bytes_per_block < 2 * kThinRowsStageBytes ||
       reach_h > kMostReach || reach_w > kMostReach || !describe_thin_output(pass, params, output) ||
       !output.channels_fast || output.channels == 1 ||
-      (problem.r * problem.s == 1 && problem.pad_top == 0 && problem.pad_left == 0)) {
+      (problem.r == 1 && problem.s == 1 && problem.pad_top == 0 && problem.pad_left == 0)) {
     return std::nullopt;
   }
   const Columns shared = share_columns(int64_t{output.filters} * problem.s);
@@ -128,7 +128,6 @@ std::optional<ThinPlan> plan_thin_output_rows(Conv2dPass pass, const Conv2dParam
   output.tile_columns = FastDiv(output.tile_w);
   output.plane_div = FastDiv(box.planes);
   output.box_columns = FastDiv(box.columns);
-  output.tiles = static_cast<int>(tiles);
   plan.grid = tiles;
   plan.threads = kThinThreads;
   plan.shared_bytes = 2 * kThinRowsStageBytes;
