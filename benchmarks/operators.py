@@ -98,6 +98,7 @@ SMALL_CONVS = (
     ConvShape("depthwise", 2, 9, 10, 9, 3, padding=1, groups=9),
     ConvShape("first-layer", 2, 3, 11, 16, 3, stride=2, padding=1),
     ConvShape("few-filters", 2, 16, 9, 3, 3, padding=1),
+    ConvShape("few-filters-7x7", 2, 16, 9, 3, 7, padding=3),
     ConvShape("16-channels", 2, 16, 9, 32, 3, padding=1),
     ConvShape("groups-of-8", 2, 32, 7, 32, 3, padding=1, groups=4),
     ConvShape("depthwise-16", 2, 16, 9, 16, 3, padding=1, groups=16),

@@ -49,6 +49,14 @@ CLAIMS = (
     ),
     Claim(r"^thin::output_box_kernel<", {WIDE_COPY: "the box of pixels"}),
     Claim(
+        r"^thin::output_rows_kernel<",
+        {
+            WIDE_COPY: "the box of pixels and the weights",
+            TENSOR_CORES: "products",
+            r"LDSM\.16\.M88": "their operands",
+        },
+    ),
+    Claim(
         r"^pointwise::mma_kernel<",
         {
             WIDE_COPY: "both operands",

@@ -40,6 +40,7 @@ inline constexpr int kThinMostOutputs = 8;            // output channels that co
 inline constexpr int kThinStageBytes = 24 * 1024;     // of x, few output channels on FMA units: two stages
 inline constexpr int kThinStageWeights = 2048;        // floats
 inline constexpr int kThinLaneRows = 4;               // output rows of a thread, there
+inline constexpr int kThinRowsStageBytes = 40 * 1024;  // of x and weights, rows reduced on tensor cores: two
 
 // The box of x in shared memory: [plane][row][element], where pitches are congruent to the image's strides
 // modulo 16 bytes: a box that starts as the image does, within 16 bytes, has every row so aligned.
@@ -166,19 +167,37 @@ struct ThinOutputBoxParams {
   FastDiv plane_div, box_columns, tap_div, s_div;
 };
 
+// On tensor cores with rows of taps in the reduction. Planes are the channels of 16 bytes; a column is a
+// tap's (s, filter), a position a pixel of the box in a row where an output's window begins.
+struct ThinOutputRowsParams : ThinOutputBoxParams {
+  bool weight_vectors = false;   // 16 bytes of channels a load
+  int positions = 0, pitch = 0;  // of a tile; of a column in shared memory
+  int weight_start = 0;          // in a stage, behind the box
+  int weight_pitch = 0;          // of a plane of weights, [row of taps][column]
+  FastDiv warp_parts;            // warps that share the positions; the others' columns are further ones
+  FastDiv column_div, filter_div;
+};
+
 // Filters that a thread sums.
 inline int thin_output_filters(int filters) {
   return filters <= 2 ? 2 : (filters <= 4 ? 4 : 8);
 }
 
+// Tiles of 16 positions that a warp multiplies with so many octets of columns: what registers hold.
+__host__ __device__ inline constexpr int thin_rows_tiles(int octets) {
+  return octets < 5 ? 4 : 3;
+}
+
 struct ThinPlan {
   ThinOutputParams output;
   ThinOutputBoxParams output_box;
-  bool few_outputs = false;  // `output` is what is launched, without tensor cores `output_box`
+  ThinOutputRowsParams output_rows;
+  bool few_outputs = false;   // `output` is what is launched, without tensor cores `output_box`
+  bool rows_reduced = false;  // of them `output_rows` is
   ThinFpropParams fprop;
   ThinWgradParams wgrad;
   bool tensor_cores = false;
-  int unit_octets = 0;         // of taps, that a warp of wgrad sums
+  int unit_octets = 0;         // of taps, that a warp of wgrad sums; of columns, few output channels
   bool paired = false;         // on tensor cores: elements of x are read two at a time
   bool channels_last = false;  // of y, dy
   int splits = 1;
@@ -195,6 +214,9 @@ std::optional<ThinPlan> plan_thin(Conv2dPass pass, const Conv2dParams& params, c
 // thin_output_plan.cpp: few output channels on FMA units.
 std::optional<ThinPlan> plan_thin_output_box(Conv2dPass pass, const Conv2dParams& params, const Chip& chip);
 
+// thin_output_rows_plan.cpp: few output channels on tensor cores, windows of more taps.
+std::optional<ThinPlan> plan_thin_output_rows(Conv2dPass pass, const Conv2dParams& params, const Chip& chip);
+
 void launch_thin(Conv2dPass pass, const Conv2dParams& params, const ThinPlan& plan, cudaStream_t stream);
 
 namespace thin {
@@ -207,6 +229,8 @@ template <class T>  // __half, __nv_bfloat16
 void launch_fprop_mma(const ThinFpropParams& params, const ThinPlan& plan, cudaStream_t stream);
 template <class T>  // __half, __nv_bfloat16
 void launch_output_mma(const ThinOutputParams& params, const ThinPlan& plan, cudaStream_t stream);
+template <class T>  // __half, __nv_bfloat16
+void launch_output_rows(const ThinOutputRowsParams& params, const ThinPlan& plan, cudaStream_t stream);
 template <class T>
 void launch_output_box(const ThinOutputBoxParams& params, const ThinPlan& plan, cudaStream_t stream);
 template <class T>  // __half, __nv_bfloat16

@@ -38,4 +38,8 @@ inline void size_box(ThinBox& box, int vector, int64_t rows, int64_t columns) {
   box.vectors = FastDiv(static_cast<int>(ceil_div(columns * box.pixel + vector - 1, vector)));
 }
 
+// What the boxes of few output channels do not depend on: tensors, window, where the first tile's box begins.
+// False where no such kernel covers the problem. In thin_output_plan.cpp.
+bool describe_thin_output(Conv2dPass pass, const Conv2dParams& params, ThinOutputBoxParams& output);
+
 }  // namespace fastcnn

@@ -1,5 +1,5 @@
-// Few output channels (K <= 8) of many input channels on FMA units: float32 in any layout, half precision
-// where thin_output_mma.cuh does not go. fprop of last layers, dgrad of first layers at stride 1.
+// Few output channels (K <= 8) of many input channels on FMA units: float32 in any layout, half precision in
+// NCHW. fprop of last layers, dgrad of first layers at stride 1.
 //
 // Walk: a block walks tiles of output pixels and, for each, stages of channels: the box of x that the tile
 // sees, halo included, and these channels' weights as floats. While a stage is summed, the next, be it the

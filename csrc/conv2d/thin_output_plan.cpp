@@ -49,6 +49,43 @@ Stage lay_out(const ThinOutputBoxParams& output, int tile_h, int tile_w, int byt
 
 }  // namespace
 
+bool describe_thin_output(Conv2dPass pass, const Conv2dParams& params, ThinOutputBoxParams& output) {
+  const Conv2dProblem& problem = params.problem;
+  const bool dgrad = pass == Conv2dPass::kDgrad;
+  output.filters = dgrad ? problem.c : problem.k;
+  output.channels = dgrad ? problem.k : problem.c;
+  const int64_t reach_h = int64_t{problem.r - 1} * problem.dilation_h;
+  const int64_t reach_w = int64_t{problem.s - 1} * problem.dilation_w;
+  // A stride past the window would bring pixels that nothing sees.
+  if (output.filters > kThinMostOutputs || (dgrad && (problem.stride_h != 1 || problem.stride_w != 1)) ||
+      problem.stride_h > reach_h + 1 || problem.stride_w > reach_w + 1 || reach_h > kMostIndex ||
+      reach_w > kMostIndex) {
+    return false;
+  }
+  output.x.view = dgrad ? params.grad : params.input;
+  output.x.image_h = dgrad ? problem.p : problem.h;
+  output.x.image_w = dgrad ? problem.q : problem.w;
+  output.channels_fast = output.x.view.stride_c == 1;
+  if (dgrad) output.activation = params.grad_activation;
+  if (!dgrad) output.epilogue = params.epilogue;
+  output.weight = params.weight;
+  output.weight_out = dgrad ? params.weight.stride_c : params.weight.stride_n;
+  output.weight_in = dgrad ? params.weight.stride_n : params.weight.stride_c;
+  output.output = params.output;
+  output.out_h = dgrad ? problem.h : problem.p;
+  output.out_w = dgrad ? problem.w : problem.q;
+  output.r = problem.r;
+  output.s = problem.s;
+  output.row_step = problem.dilation_h;
+  output.column_step = problem.dilation_w;
+  output.step_h = problem.stride_h;
+  output.step_w = problem.stride_w;
+  output.flipped = dgrad;
+  output.first_h = dgrad ? problem.pad_top - static_cast<int>(reach_h) : -problem.pad_top;
+  output.first_w = dgrad ? problem.pad_left - static_cast<int>(reach_w) : -problem.pad_left;
+  return true;
+}
+
 std::optional<ThinPlan> plan_thin_output_box(Conv2dPass pass, const Conv2dParams& params, const Chip& chip) {
   const Conv2dProblem& problem = params.problem;
   const bool dgrad = pass == Conv2dPass::kDgrad;
@@ -58,49 +95,23 @@ std::optional<ThinPlan> plan_thin_output_box(Conv2dPass pass, const Conv2dParams
   ThinPlan plan;
   plan.few_outputs = true;
   ThinOutputBoxParams& output = plan.output_box;
-  output.filters = dgrad ? problem.c : problem.k;
-  output.channels = dgrad ? problem.k : problem.c;
-  const int64_t reach_h = int64_t{problem.r - 1} * problem.dilation_h;
-  const int64_t reach_w = int64_t{problem.s - 1} * problem.dilation_w;
-  // A stride past the window would bring pixels that nothing sees; half precision's 1x1 layers are the
-  // pointwise kernel's.
-  if (output.filters > kThinMostOutputs || taps > kThinStageWeights ||
-      (dgrad && (problem.stride_h != 1 || problem.stride_w != 1)) || problem.stride_h > reach_h + 1 ||
-      problem.stride_w > reach_w + 1 ||
+  // Half precision's 1x1 layers are the pointwise kernel's.
+  if (!describe_thin_output(pass, params, output) || taps > kThinStageWeights ||
       (bytes == 2 && taps == 1 && problem.pad_top == 0 && problem.pad_left == 0)) {
     return std::nullopt;
   }
   ThinBox& box = output.x;
-  box.view = dgrad ? params.grad : params.input;
-  box.image_h = dgrad ? problem.p : problem.h;
-  box.image_w = dgrad ? problem.q : problem.w;
   output.vectors = bytes == 4 && output.channels % vector == 0 &&
                    channels_align(box.view, problem.n, box.image_h, box.image_w, vector, bytes);
-  output.channels_fast = box.view.stride_c == 1;
   // NHWC in half precision would read single elements for no gain over the generic kernel's vectors.
   if (bytes == 2 && output.channels_fast && output.channels > 1) return std::nullopt;
   // The activation's backward is taken in registers, element by element.
-  if (dgrad) output.activation = params.grad_activation;
   box.dense =
       !output.vectors && output.activation.saved == nullptr && (box.view.stride_w == 1 || box.image_w == 1);
   box.pixel = output.vectors ? vector : 1;
   box.pixel_div = FastDiv(1);
 
-  if (!dgrad) output.epilogue = params.epilogue;
-  output.weight = params.weight;
-  output.weight_out = dgrad ? params.weight.stride_c : params.weight.stride_n;
-  output.weight_in = dgrad ? params.weight.stride_n : params.weight.stride_c;
-  output.output = params.output;
-  output.out_h = dgrad ? problem.h : problem.p;
-  output.out_w = dgrad ? problem.w : problem.q;
   if (int64_t{output.out_h} * output.out_w < kLeastPixels) return std::nullopt;
-  output.r = problem.r;
-  output.s = problem.s;
-  output.row_step = problem.dilation_h;
-  output.column_step = problem.dilation_w;
-  output.step_h = problem.stride_h;
-  output.step_w = problem.stride_w;
-  output.flipped = dgrad;
   output.rows_slide = problem.r == 3 && problem.dilation_h == 1 && problem.stride_h == 1;
 
   // The tile that costs the chip the fewest bytes' time: a multiprocessor sums some 8 products while it loads
@@ -141,8 +152,6 @@ std::optional<ThinPlan> plan_thin_output_box(Conv2dPass pass, const Conv2dParams
     }
   }
   if (tiles == 0) return std::nullopt;
-  output.first_h = dgrad ? problem.pad_top - static_cast<int>(reach_h) : -problem.pad_top;
-  output.first_w = dgrad ? problem.pad_left - static_cast<int>(reach_w) : -problem.pad_left;
   best.planes -= best.planes % output.streams;
   const int64_t stages = ceil_div(output.channels, best.planes * box.pixel);
   if (tiles * stages > kMostIndex) return std::nullopt;

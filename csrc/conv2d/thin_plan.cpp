@@ -470,6 +470,7 @@ std::optional<ThinPlan> plan_thin(Conv2dPass pass, const Conv2dParams& params, c
   }
   if (pass == Conv2dPass::kDgrad || (pass == Conv2dPass::kFprop && problem.c > kMostChannels)) {
     std::optional<ThinPlan> plan = plan_output(pass, params, chip);
+    if (!plan) plan = plan_thin_output_rows(pass, params, chip);
     return plan ? plan : plan_thin_output_box(pass, params, chip);
   }
   if (problem.c > kMostChannels) return std::nullopt;
@@ -493,6 +494,7 @@ void launch_thin(Conv2dPass pass, const Conv2dParams& params, const ThinPlan& pl
   if (plan.few_outputs) {
     visit([&](auto tag) {
       using T = typename decltype(tag)::type;
+      if (plan.rows_reduced) return thin::launch_output_rows<T>(plan.output_rows, plan, stream);
       thin::launch_output_mma<T>(plan.output, plan, stream);
     });
     return;

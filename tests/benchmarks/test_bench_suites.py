@@ -24,7 +24,7 @@ def named(row):
 def test_every_convolution_is_read_as_it_stands():
     rows = suites.conv_rows()
     expected = [line for name in suites.CONV_FILES for line in lines(name)]
-    assert len(rows) == len(expected) == 450
+    assert len(rows) == len(expected) == 452
     for row, line in zip(rows, expected, strict=True):
         assert (row.suite, named(row)) == (line["suite"], line["layer"])
         shape = row.shape()
@@ -61,7 +61,7 @@ def test_names_lead_to_rows_and_groups_to_suites():
     assert all(isinstance(row, PoolRow) for row in suites.select(["pools"]))
     assert len(suites.select(["pools", "pool_vgg16"])) == 49
     assert all(isinstance(row, ConvRow) for row in suites.select(["convs"]))
-    assert len(suites.select(["all"])) == 450 + 49 + len(suites.OTHER_ROWS)
+    assert len(suites.select(["all"])) == 452 + 49 + len(suites.OTHER_ROWS)
     assert {row.suite for row in suites.select(["main"])} == set(suites.MAIN)
 
 
