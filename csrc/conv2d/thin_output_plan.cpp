@@ -11,8 +11,6 @@ namespace {
 constexpr int64_t kMostIndex = int64_t{1} << 30;
 constexpr int kMostStageChannels = 32;
 constexpr int kWarp = 32;
-constexpr int kLeastPixels =
-    8;  // of an image: fewer leave lanes idle that the generic kernel gives to images
 
 // The layout of a tile's box and how many planes make a stage; no planes where none fits.
 struct Stage {
@@ -93,7 +91,7 @@ std::optional<ThinPlan> plan_thin_output_box(Conv2dPass pass, const Conv2dParams
   output.output = params.output;
   output.out_h = dgrad ? problem.h : problem.p;
   output.out_w = dgrad ? problem.w : problem.q;
-  if (int64_t{output.out_h} * output.out_w < kLeastPixels) return std::nullopt;
+  if (int64_t{output.out_h} * output.out_w < kThinLeastPixels) return std::nullopt;
   output.r = problem.r;
   output.s = problem.s;
   output.row_step = problem.dilation_h;
