@@ -47,27 +47,34 @@ __device__ inline Vector<T, V> load_grad_item(bool predicate, const GradActivati
 }
 
 // NCHW in float32: neighbouring threads bring neighbouring pixels, element by element, and turn them: a
-// pixel's filters come to lie side by side.
+// pixel's filters come to lie side by side. A thread stays with its pixel, groups of threads share filters.
 template <class T>
 __device__ inline void bring_grad_turned(SharedArray<T, kArena<T>>& arena, const ThinWgradParams& params,
                                          int slab, int image, int row, int column) {
   const T* const data = static_cast<const T*>(params.dy.data);
-  const int items = params.block_filters * params.slots;
+  const int threads = static_cast<int>(blockDim.x), groups = max(1, params.slot_div.divide(threads));
+  int first_slot;
+  const int group = params.slot_div.divide(static_cast<int>(threadIdx.x), first_slot);
+  if (group >= groups) return;
+  const int filters = params.filters - slab * params.block_filters;
 #pragma unroll 1
-  for (int item = threadIdx.x; item < items; item += blockDim.x) {
-    int slot, w;
-    const int block_filter = params.slot_div.divide(item, slot);
-    const int filter = slab * params.block_filters + block_filter;
+  for (int slot = first_slot; slot < params.slots; slot += threads) {
+    int w;
     const int h = params.tile_columns.divide(slot, w);
-    const bool exists =
-        h < params.tile_h && row + h < params.out_h && column + w < params.out_w && filter < params.filters;
-    const int64_t offset = image * params.dy.stride_n + filter * params.dy.stride_c +
-                           (row + h) * params.dy.stride_h + (column + w) * params.dy.stride_w;
-    const int at = slot * params.dy_pitch + block_filter;
-    if (params.activation.saved == nullptr) {
-      ptx::cp_async<4>(arena.address(at), data + offset, exists);
-    } else {
-      arena.store(at, load_grad_item<1>(exists, params.activation, data, offset)[0]);
+    const bool exists = h < params.tile_h && row + h < params.out_h && column + w < params.out_w;
+    int64_t offset = image * params.dy.stride_n + (row + h) * params.dy.stride_h +
+                     (column + w) * params.dy.stride_w +
+                     (slab * params.block_filters + group) * params.dy.stride_c;
+    const int at = slot * params.dy_pitch;
+#pragma unroll 1
+    for (int filter = group; filter < params.block_filters; filter += groups) {
+      if (params.activation.saved == nullptr) {
+        ptx::cp_async<4>(arena.address(at + filter), data + offset, exists && filter < filters);
+      } else {
+        arena.store(at + filter,
+                    load_grad_item<1>(exists && filter < filters, params.activation, data, offset)[0]);
+      }
+      offset += groups * params.dy.stride_c;
     }
   }
 }
