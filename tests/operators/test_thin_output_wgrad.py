@@ -236,6 +236,18 @@ def test_infinities_stay_where_torch_leaves_them(chip, case, dtype, layout):
         assert_exact(wgrad(case, x, dy, saved, "relu")[0], direct(case, x.double(), through))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_an_infinite_gradient_costs_little(chip, dtype):
+    """As loss scaling meets it: where x is finite, only the pixels that a tap does not see are read anew."""
+    chip(132)
+    (case,) = named("k3")
+    x, dy = tensors(case, dtype, "nhwc")
+    dy[0, 0] = torch.inf
+    wgrad(case, x, dy)
+    read = controls().launches()[0]["global_bytes_read"]
+    assert read <= 5 * dtype.itemsize * (x.numel() + dy.numel())
+
+
 @pytest.mark.parametrize("layout", ["nhwc", "nchw"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @parametrize(
