@@ -174,8 +174,6 @@ template <class T>
   const ThinBox& box = params.x;
   int r, s;
   const int c = params.r_div.divide(params.s_div.divide(tap, s), r);
-  const T* const x = static_cast<const T*>(params.dy.data) + filter * params.dy.stride_c;
-  const T* const dy = static_cast<const T*>(box.view.data);
   const int first_tile = split * params.tiles_per_block;
   const int last_tile = min(first_tile + params.tiles_per_block, params.tiles);
   bool mends = false;
@@ -193,15 +191,17 @@ template <class T>
         const bool inside = static_cast<unsigned>(p) < static_cast<unsigned>(box.image_h) &&
                             static_cast<unsigned>(q) < static_cast<unsigned>(box.image_w);
         if (inside != seen) continue;
-        const float value = to_accumulator(
-            load_global(x + image * params.dy.stride_n + h * params.dy.stride_h + w * params.dy.stride_w));
+        const int64_t x = image * params.dy.stride_n + filter * params.dy.stride_c + h * params.dy.stride_h +
+                          w * params.dy.stride_w;
+        const float value = to_accumulator(load_global(static_cast<const T*>(params.dy.data) + x));
         if (!seen) {
           mends = mends || value - value != 0;
           continue;
         }
-        const int64_t offset =
+        const int64_t dy =
             image * box.view.stride_n + c * box.view.stride_c + p * box.view.stride_h + q * box.view.stride_w;
-        seen_sum += value * to_accumulator(load_grad_if<1>(true, params.box_activation, dy, offset)[0]);
+        seen_sum += value * to_accumulator(load_grad_if<1>(true, params.box_activation,
+                                                           static_cast<const T*>(box.view.data), dy)[0]);
       }
     }
     if (!mends) return sum;

@@ -40,6 +40,7 @@ SHAPES = [
     last("k3", 64, 3, (9, 16), batch=1, **SAME),
     last("k4", 10, 4, (4, 9), **SAME),
     last("k5", 12, 5, (7, 5), **SAME),
+    last("window-near-image", 8, 2, (12, 12), (10, 10), batch=1),
     last("k8", 24, 8, (5, 6), **SAME),
     last("c-least", 5, 3, (5, 6), **SAME),
     last("c-unit-minus-1", 63, 2, (3, 5), **SAME),
@@ -49,7 +50,7 @@ SHAPES = [
     last("7x7", 6, 3, (7, 10), (7, 7), padding=(3, 3, 3, 3)),
     # Units of taps in two blocks.
     last("9x9-k8", 6, 8, (6, 8), (9, 9), batch=1, padding=(4, 4, 4, 4)),
-    last("9x9-k8-wide", 72, 8, (3, 5), (9, 9), batch=1, padding=(4, 4, 4, 4)),
+    last("9x9-k8-wide", 66, 8, (2, 5), (9, 9), batch=1, padding=(4, 4, 4, 4)),
     last("1x1", 32, 3, (5, 8), (1, 1)),
     last("1x1-k8", 24, 8, (4, 7), (1, 1)),
     last("row", 8, 3, (3, 9), (1, 3), padding=(0, 0, 1, 1)),
@@ -218,7 +219,7 @@ def direct(case: Conv, x: torch.Tensor, dy: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("layout", ["nhwc", "nchw"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@parametrize("case", named("k3", "valid", "7x7", "dilated", "c-unit-plus-1", "asymmetric-reach"))
+@parametrize("case", named("k4", "valid", "7x7", "dilated", "c-unit-plus-1", "asymmetric-reach"))
 def test_infinities_stay_where_torch_leaves_them(chip, case, dtype, layout):
     """A pixel of x that a tap does not see is no operand of it, though the sum runs over it; and what pads
     tiles, filters and taps meets no infinity."""
@@ -300,6 +301,7 @@ def test_plans_of_last_layers(emulated_on_cpu, filters, kernel, dtype, channels_
             torch.float32,
             "generic",
         ),
+        (last("window-near-image", 8, 8, (12, 12), (10, 10), batch=1), torch.float32, "generic"),
         (last("double", 16, 3, (6, 5), **SAME), torch.float64, "generic"),
     ],
     ids=lambda value: value.id if isinstance(value, Conv) else str(value),
