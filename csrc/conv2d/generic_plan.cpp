@@ -273,9 +273,10 @@ Conv2dTile tile_of(const Extent& extent, int64_t products, DType dtype, const Ch
 }
 
 // A split wgrad has blocks enough for large tiles, but few filters would leave most of a large one's rows
-// empty.
+// empty, and of the small one's.
 Conv2dTile split_tile(const Extent& extent, DType dtype) {
   if (dtype == DType::kFloat64) return Conv2dTile::kNarrow;
+  if (extent.rows <= kTinyTileShape.rows) return Conv2dTile::kTiny;
   if (extent.rows <= kSmallTileShape.rows) return Conv2dTile::kSmall;
   return extent.columns > 2 * kNarrowTileShape.columns ? Conv2dTile::kWide : Conv2dTile::kNarrow;
 }

@@ -36,7 +36,8 @@ inline constexpr int kThinOutputColumns = 80;         // filters of all taps
 inline constexpr int kThinOutputWeights = 12 * 1024;  // elements in shared memory
 inline constexpr int kThinUnitTaps = 32;              // that a warp of wgrad sums on FMA units,
 inline constexpr int kThinUnitOctets = 5;             // of taps, on tensor cores, at most
-inline constexpr int kThinMostOutputs = 8;            // output channels that count as few
+inline constexpr int kThinMostOutputs = 8;            // output channels that count as few,
+inline constexpr int kThinLeastPixels = 8;            // of an image: fewer leave lanes or tiles idle
 inline constexpr int kThinStageBytes = 24 * 1024;     // of x, few output channels on FMA units: two stages
 inline constexpr int kThinStageWeights = 2048;        // floats
 inline constexpr int kThinLaneRows = 4;               // output rows of a thread, there
@@ -90,14 +91,19 @@ struct ThinFpropParams {
 };
 
 // wgrad. Taps are numbered as the weight lies in its partial sums, (c, r, s); one more is the bias
-// gradient's.
+// gradient's. For few output channels x and dy are exchanged: the box is dy's, with K channels, and what is
+// called dy here is x, with C filters.
 struct ThinWgradParams {
   ThinBox x;
   TensorView dy;
-  GradActivation activation;
+  GradActivation activation, box_activation;  // of dy, of the box
   TensorView output;
   void* bias_grad = nullptr;
-  float* partials = nullptr;  // of each split [K][C][R][S], then [K] of the bias; null with one split
+  void* box_sums = nullptr;   // exchanged: the bias gradient, sums over the box's image
+  float* partials = nullptr;  // of each split [K][C][R][S], then those of the bias; null with one split
+  int64_t split_sums = 0;     // of a split
+  bool exchanged = false;
+  bool finishes_box = false;  // takes it past its activation or sums it
   int out_h = 0, out_w = 0, filters = 0;
   int taps = 0, channels = 0;
   int tap_rows = 1, tap_columns = 1;  // box rows, columns from tap to tap
@@ -115,6 +121,7 @@ struct ThinWgradParams {
   FastDiv dy_vectors_div;  // 16-byte vectors of a pixel's filters, or of a filter's pixels
   FastDiv unit_parts;      // units that share their filters
   FastDiv slot_div;        // where the gradient is turned
+  FastDiv box_columns;     // where the box is summed
   FastDiv s_div, r_div;
 };
 

@@ -11,8 +11,6 @@ namespace {
 constexpr int64_t kMostIndex = int64_t{1} << 30;
 constexpr int kMostStageChannels = 32;
 constexpr int kWarp = 32;
-constexpr int kLeastPixels =
-    8;  // of an image: fewer leave lanes idle that the generic kernel gives to images
 
 // The layout of a tile's box and how many planes make a stage; no planes where none fits.
 struct Stage {
@@ -111,7 +109,7 @@ std::optional<ThinPlan> plan_thin_output_box(Conv2dPass pass, const Conv2dParams
   box.pixel = output.vectors ? vector : 1;
   box.pixel_div = FastDiv(1);
 
-  if (int64_t{output.out_h} * output.out_w < kLeastPixels) return std::nullopt;
+  if (int64_t{output.out_h} * output.out_w < kThinLeastPixels) return std::nullopt;
   output.rows_slide = problem.r == 3 && problem.dilation_h == 1 && problem.stride_h == 1;
 
   // The tile that costs the chip the fewest bytes' time: a multiprocessor sums some 8 products while it loads

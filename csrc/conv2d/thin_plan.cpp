@@ -1,5 +1,6 @@
 // What the thin kernels cover, their boxes, tiles and splits.
 #include <algorithm>
+#include <utility>
 
 #include "common/ceil_div.h"
 #include "conv2d/split_sum.h"
@@ -155,14 +156,14 @@ bool image_vectors(const Conv2dParams& params, const TensorView& y, bool channel
          aligned(y.stride_n, problem.n) && reinterpret_cast<uintptr_t>(y.data) % 16 == 0;
 }
 
-std::string tile_text(const Tile& tile, int filters) {
+std::string tile_text(const Tile& tile, int filters, const char* what = " filters") {
   return std::to_string(tile.h) + "x" + std::to_string(tile.w) + " pixels x " + std::to_string(filters) +
-         " filters";
+         what;
 }
 
-std::string box_text(const ThinBox& box) {
-  if (!box.dense) return "x element by element";
-  return box.planes > 1 ? "planes of x in 16-byte loads" : "rows of x in 16-byte loads";
+std::string box_text(const ThinBox& box, const std::string& image = "x") {
+  if (!box.dense) return image + " element by element";
+  return (box.planes > 1 ? "planes of " : "rows of ") + image + " in 16-byte loads";
 }
 
 std::optional<ThinPlan> plan_fprop(const Conv2dParams& params, const Chip& chip) {
@@ -275,7 +276,47 @@ int64_t set_units(ThinPlan& plan) {
   return unit_tiles;
 }
 
-std::optional<ThinPlan> plan_wgrad(const Conv2dParams& params, const Chip& chip) {
+// wgrad of few output channels as one of few input channels: see thin_wgrad_exchanged.cuh.
+std::optional<Conv2dParams> exchange(const Conv2dParams& params) {
+  Conv2dParams result = params;
+  Conv2dProblem& problem = result.problem;
+  const int64_t pixels = int64_t{problem.h} * problem.w, output_pixels = int64_t{problem.p} * problem.q;
+  if (problem.k > kThinMostOutputs || problem.stride_h != 1 || problem.stride_w != 1 ||
+      std::min(pixels, output_pixels) < kThinLeastPixels) {
+    return std::nullopt;
+  }
+  // Every pixel of x is multiplied, however few dy has behind a window nearly as large as the image. The
+  // generic kernel multiplies those of dy alone, but 16 rows of filters, at less than half the rate of FMA
+  // units and a twentieth of tensor cores'.
+  if ((dtype_size(params.dtype) == 2 ? 400 : 40) * output_pixels < problem.k * pixels) return std::nullopt;
+  const int64_t reach_h = int64_t{problem.r - 1} * problem.dilation_h;
+  const int64_t reach_w = int64_t{problem.s - 1} * problem.dilation_w;
+  if (reach_h > kMostIndex || reach_w > kMostIndex) return std::nullopt;
+  const auto beyond = [](int pad, int64_t reach, int image, int output) {
+    return pad > reach || output - image > pad;
+  };
+  // The bias gradient is summed from what x's pixels see: pixels of dy that see padding alone are not.
+  if (params.bias_grad != nullptr && (beyond(problem.pad_top, reach_h, problem.h, problem.p) ||
+                                      beyond(problem.pad_left, reach_w, problem.w, problem.q))) {
+    return std::nullopt;
+  }
+  problem.pad_top = static_cast<int>(reach_h) - problem.pad_top;
+  problem.pad_left = static_cast<int>(reach_w) - problem.pad_left;
+  std::swap(problem.c, problem.k);
+  std::swap(problem.h, problem.p);
+  std::swap(problem.w, problem.q);
+  std::swap(result.input, result.grad);
+  TensorView& dw = result.output;
+  const int64_t last_tap = (problem.r - 1) * dw.stride_h + (problem.s - 1) * dw.stride_w;
+  dw.data = reinterpret_cast<void*>(reinterpret_cast<uintptr_t>(dw.data) +
+                                    static_cast<uintptr_t>(last_tap * dtype_size(params.dtype)));
+  dw.stride_h = -dw.stride_h;
+  dw.stride_w = -dw.stride_w;
+  std::swap(dw.stride_n, dw.stride_c);
+  return result;
+}
+
+std::optional<ThinPlan> plan_wgrad(const Conv2dParams& params, bool exchanged, const Chip& chip) {
   const Conv2dProblem& problem = params.problem;
   const int bytes = dtype_size(params.dtype);
   const int vector = 16 / bytes;
@@ -284,9 +325,11 @@ std::optional<ThinPlan> plan_wgrad(const Conv2dParams& params, const Chip& chip)
   plan.channels_last = params.grad.stride_c == 1;
   ThinWgradParams& wgrad = plan.wgrad;
   wgrad.dy = params.grad;
-  wgrad.activation = params.grad_activation;
+  (exchanged ? wgrad.box_activation : wgrad.activation) = params.grad_activation;
   wgrad.output = params.output;
-  wgrad.bias_grad = params.bias_grad;
+  (exchanged ? wgrad.box_sums : wgrad.bias_grad) = params.bias_grad;
+  wgrad.exchanged = exchanged;
+  wgrad.finishes_box = wgrad.box_activation.saved != nullptr || wgrad.box_sums != nullptr;
   wgrad.out_h = problem.p;
   wgrad.out_w = problem.q;
   wgrad.filters = problem.k;
@@ -300,7 +343,8 @@ std::optional<ThinPlan> plan_wgrad(const Conv2dParams& params, const Chip& chip)
   wgrad.first_w = -problem.pad_left;
   wgrad.s_div = FastDiv(problem.s);
   wgrad.r_div = FastDiv(problem.r);
-  const bool bias = params.bias_grad != nullptr;
+  wgrad.split_sums = int64_t{problem.k} * wgrad.taps;
+  if (params.bias_grad != nullptr) wgrad.split_sums += exchanged ? problem.c : problem.k;
   const int64_t unit_tiles = set_units(plan);
   const int64_t slabs = ceil_div(problem.k, wgrad.block_filters);
 
@@ -310,7 +354,8 @@ std::optional<ThinPlan> plan_wgrad(const Conv2dParams& params, const Chip& chip)
   const int64_t slot_pitch = wgrad.block_filters + vector;
   const int run = plan.tensor_cores ? 16 : 1;
   plan.shared_bytes =
-      kThinArenaBytes + (kThinWgradSlots + kThinWgradWarps * kThinUnitOctets * 8) * sizeof(int);
+      kThinArenaBytes +
+      (kThinWgradSlots + kThinWgradWarps * (kThinUnitOctets * 8 + kThinMostOutputs)) * sizeof(int);
   // Blocks that an SM holds: of 128 registers a thread, and of shared memory, of which each takes 1 KB more.
   const int room = (chip.shared_bytes_per_block + 1024) / (static_cast<int>(plan.shared_bytes) + 1024);
   const int sm_blocks = std::clamp(std::min(512 / plan.threads, room), 1, 3);
@@ -334,6 +379,7 @@ std::optional<ThinPlan> plan_wgrad(const Conv2dParams& params, const Chip& chip)
   wgrad.dy_vectors = image_vectors(params, params.grad, plan.channels_last, vector);
   wgrad.dy_vectors_div = FastDiv(static_cast<int>((by_pixel ? wgrad.block_filters : wgrad.slots) / vector));
   wgrad.slot_div = FastDiv(wgrad.slots);
+  wgrad.box_columns = FastDiv(wgrad.x.columns);
   wgrad.slabs = FastDiv(static_cast<int>(slabs));
   wgrad.unit_tiles = FastDiv(static_cast<int>(unit_tiles));
   wgrad.tiles = static_cast<int>(tile->count);
@@ -343,7 +389,7 @@ std::optional<ThinPlan> plan_wgrad(const Conv2dParams& params, const Chip& chip)
 
   // One round of what the chip holds; less, down to one block an SM, where partial sums, written and read,
   // would be more than a sixth of what is read.
-  const int64_t partial_bytes = problem.k * (int64_t{wgrad.taps} + (bias ? 1 : 0)) * 4;
+  const int64_t partial_bytes = wgrad.split_sums * 4;
   const int64_t read_bytes =
       (int64_t{problem.c} * problem.h * problem.w + int64_t{problem.k} * problem.p * problem.q) * problem.n *
       bytes;
@@ -357,11 +403,14 @@ std::optional<ThinPlan> plan_wgrad(const Conv2dParams& params, const Chip& chip)
   if (plan.splits > 1) plan.workspace_bytes = static_cast<size_t>(plan.splits * partial_bytes);
   plan.grid = slabs * unit_tiles * plan.splits;
   if (plan.grid > kMostIndex) return std::nullopt;
-  plan.tile = tile_text(*tile, std::min(problem.k, wgrad.block_filters));
+  plan.tile =
+      tile_text(*tile, std::min(problem.k, wgrad.block_filters), exchanged ? " channels" : " filters");
   const bool single = !wgrad.dy_vectors || (!plan.channels_last && !plan.tensor_cores);
-  plan.reason = "up to 4 channels: taps are one dimension of products on " +
-                std::string(plan.tensor_cores ? "tensor cores, " : "FMA units, ") + box_text(wgrad.x) +
-                ", dy in " + (single ? "single elements" : "16-byte loads");
+  plan.reason =
+      std::string(exchanged ? "up to 8 output channels: x and dy exchanged, " : "up to 4 channels: ") +
+      "taps are one dimension of products on " + (plan.tensor_cores ? "tensor cores, " : "FMA units, ") +
+      box_text(wgrad.x, exchanged ? "dy" : "x") + (exchanged ? ", x in " : ", dy in ") +
+      (single ? "single elements" : "16-byte loads");
   return plan;
 }
 
@@ -473,10 +522,13 @@ std::optional<ThinPlan> plan_thin(Conv2dPass pass, const Conv2dParams& params, c
     if (!plan) plan = plan_thin_output_rows(pass, params, chip);
     return plan ? plan : plan_thin_output_box(pass, params, chip);
   }
-  if (problem.c > kMostChannels) return std::nullopt;
+  if (problem.c > kMostChannels) {
+    const std::optional<Conv2dParams> exchanged = exchange(params);
+    return exchanged ? plan_wgrad(*exchanged, true, chip) : std::nullopt;
+  }
   if (int64_t{problem.c} * problem.r * problem.s > kThinMaxReduction) return std::nullopt;
   if (pass == Conv2dPass::kFprop) return plan_fprop(params, chip);
-  return plan_wgrad(params, chip);
+  return plan_wgrad(params, false, chip);
 }
 
 void launch_thin(Conv2dPass pass, const Conv2dParams& params, const ThinPlan& plan, cudaStream_t stream) {
@@ -520,7 +572,7 @@ void launch_thin(Conv2dPass pass, const Conv2dParams& params, const ThinPlan& pl
   if (plan.splits == 1) return;
   SplitSumParams sum;
   sum.partials = wgrad.partials;
-  sum.output = params.output;
+  sum.output = wgrad.output;
   sum.dtype = params.dtype;
   sum.splits = plan.splits;
   sum.n = wgrad.filters;
@@ -529,7 +581,7 @@ void launch_thin(Conv2dPass pass, const Conv2dParams& params, const ThinPlan& pl
   sum.w = params.problem.s;
   if (params.bias_grad != nullptr) {
     sum.tail_output = params.bias_grad;
-    sum.tail = wgrad.filters;
+    sum.tail = wgrad.exchanged ? wgrad.channels : wgrad.filters;
   }
   launch_split_sum(sum, stream);
 }

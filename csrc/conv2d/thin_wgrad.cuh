@@ -2,18 +2,21 @@
 //
 // Walk: blocks, tiles and splits are those of thin_wgrad_mma.cuh. In shared memory a pixel's filters lie side
 // by side, NCHW gradients are turned as they come. A warp owns a unit, 64 filters x 32 taps, and every
-// `streams`-th pixel: a lane sums 8 filters x 8 taps, from 2 vectors of the gradient and 8 elements of x.
-// Pixels that do not exist are skipped. Streams are added in order in the end, splits by split_sum.
+// `streams`-th pixel: a lane sums 8 filters x 8 taps (4, where the unit has 16 at most), from 2 vectors of
+// the gradient and as many elements of x. Pixels that do not exist are skipped. Streams are added in order in
+// the end, splits by split_sum.
 // Floor: bytes of x and dy once, 2*N*P*Q*K*C*R*S flops. At 3x3, C = 3 both take about as long; FMA units
-// bound 7x7. Waste: taps are padded to 32, filters to 64; x is read 1 + halo times.
+// bound 7x7. Waste: taps are padded to 32 (16), filters to 64; x is read 1 + halo times.
 // Registers (ptxas, the most of sm_80 and sm_90a): 128: 16 warps an SM.
 // Why: the generic kernel brings x once a tap, element by element.
 #pragma once
 
 #include <cuda_runtime.h>
 
+#include <type_traits>
+
 #include "common/launch.h"
-#include "conv2d/thin_wgrad_tile.cuh"
+#include "conv2d/thin_wgrad_exchanged.cuh"
 
 namespace fastcnn::thin {
 
@@ -45,11 +48,13 @@ __global__ __launch_bounds__(kThinWgradWarps *
   const int first_tap = part * kThinUnitTaps + lane / 8;
   const bool sums_bias = params.bias_grad != nullptr && part == 0;
 
-  int taps[kLaneTaps];
-#pragma unroll
-  for (int j = 0; j < kLaneTaps; ++j) {
-    const int tap = first_tap + j * 4;
-    taps[j] = tap < params.taps ? tap_offset(params, tap) : 0;
+  // Where the block's taps lie. A lane takes its own anew each tile: they need no registers while the next
+  // tile comes.
+  for (int at = threadIdx.x; at < params.block_units * kThinUnitTaps; at += blockDim.x) {
+    int at_part;
+    params.unit_parts.divide(unit_tile * params.block_units + at / kThinUnitTaps, at_part);
+    const int tap = at_part * kThinUnitTaps + at % kThinUnitTaps;
+    shared.taps.store(at, tap < params.taps ? tap_offset(params, tap) : 0);
   }
   float sums[kLaneTaps][kLaneFilters] = {};
   float bias[kLaneFilters] = {};
@@ -59,28 +64,50 @@ __global__ __launch_bounds__(kThinWgradWarps *
     __syncthreads();
     bring_wgrad_tile<T, ChannelsLast>(shared, params, slab, tile);
     __syncthreads();
+    if (params.finishes_box) {
+      finish_box(shared, params, tile);
+      __syncthreads();
+    }
     if (!active) continue;
+    // A run-time choice, taken once a tile: few taps, or no bias gradient, are fewer instructions a pixel.
+    const auto sum_pixels = [&](auto lane_taps, auto with_bias) {
+      constexpr int kTaps = decltype(lane_taps)::value;
+      int taps[kTaps];
+#pragma unroll
+      for (int j = 0; j < kTaps; ++j) {
+        taps[j] = shared.taps.load(block_unit * kThinUnitTaps + lane / 8 + j * 4);
+      }
 #pragma unroll 1
-    for (int slot = stream; slot < params.slots; slot += params.streams) {
-      const int pixel = shared.pixels.load(slot);
-      if (pixel < 0) continue;
-      float dy[kLaneFilters];
+      for (int slot = stream; slot < params.slots; slot += params.streams) {
+        const int pixel = shared.pixels.load(slot);
+        if (pixel < 0) continue;
+        float dy[kLaneFilters];
 #pragma unroll
-      for (int i = 0; i < kLaneFilters; i += 4) {
-        const auto run = shared.arena.template load_vector<4>(slot * params.dy_pitch + first_filter + i * 8);
+        for (int i = 0; i < kLaneFilters; i += 4) {
+          const auto run =
+              shared.arena.template load_vector<4>(slot * params.dy_pitch + first_filter + i * 8);
 #pragma unroll
-        for (int v = 0; v < 4; ++v) dy[i + v] = to_accumulator(run[v]);
+          for (int v = 0; v < 4; ++v) dy[i + v] = to_accumulator(run[v]);
+        }
+#pragma unroll
+        for (int j = 0; j < kTaps; ++j) {
+          const float x = to_accumulator(shared.arena.load(pixel + taps[j]));
+#pragma unroll
+          for (int i = 0; i < kLaneFilters; ++i) sums[j][i] += dy[i] * x;
+        }
+        if constexpr (decltype(with_bias)::value) {
+#pragma unroll
+          for (int i = 0; i < kLaneFilters; ++i) bias[i] += dy[i];
+        }
       }
-#pragma unroll
-      for (int j = 0; j < kLaneTaps; ++j) {
-        const float x = to_accumulator(shared.arena.load(pixel + taps[j]));
-#pragma unroll
-        for (int i = 0; i < kLaneFilters; ++i) sums[j][i] += dy[i] * x;
-      }
-      if (sums_bias) {
-#pragma unroll
-        for (int i = 0; i < kLaneFilters; ++i) bias[i] += dy[i];
-      }
+    };
+    const bool few = params.taps - part * kThinUnitTaps <= kThinUnitTaps / 2;
+    const std::integral_constant<int, kLaneTaps> all_taps;
+    const std::integral_constant<int, kLaneTaps / 2> few_taps;
+    if (sums_bias) {
+      few ? sum_pixels(few_taps, std::true_type()) : sum_pixels(all_taps, std::true_type());
+    } else {
+      few ? sum_pixels(few_taps, std::false_type()) : sum_pixels(all_taps, std::false_type());
     }
   }
 
@@ -107,14 +134,19 @@ __global__ __launch_bounds__(kThinWgradWarps *
       bias[i] += others.load(place(other, kLaneTaps * kLaneFilters + i));
     }
   }
+  const auto filter_of = [&](int i) {
+    return slab * params.block_filters + first_filter + i / 4 * 32 + i % 4;
+  };
+  if (sums_bias && lane < 8) {
 #pragma unroll
-  for (int i = 0; i < kLaneFilters; ++i) {
-    const int filter = slab * params.block_filters + first_filter + i / 4 * 32 + i % 4;
+    for (int i = 0; i < kLaneFilters; ++i) store_sum<T>(params, split, filter_of(i), params.taps, bias[i]);
+  }
 #pragma unroll
-    for (int j = 0; j < kLaneTaps; ++j) {
-      if (first_tap + j * 4 < params.taps) store_sum<T>(params, split, filter, first_tap + j * 4, sums[j][i]);
-    }
-    if (sums_bias && lane < 8) store_sum<T>(params, split, filter, params.taps, bias[i]);
+  for (int j = 0; j < kLaneTaps; ++j) {
+    const int tap = first_tap + j * 4;
+    if (tap >= params.taps) break;
+#pragma unroll
+    for (int i = 0; i < kLaneFilters; ++i) store_sum<T>(params, split, filter_of(i), tap, sums[j][i]);
   }
 }
 

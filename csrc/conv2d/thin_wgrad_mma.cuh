@@ -10,7 +10,7 @@
 // Floor: bytes of x and dy once, 2*N*P*Q*K*C*R*S flops; a pixel of dy is 128 bytes at K = 64. Waste: taps are
 // padded to whole units, filters to 64; x is read 1 + halo times. 16 pixels x 40 taps cost 36 wavefronts of
 // shared memory for 20 products. Memory bounds 3x3 and patches; at 7x7/2 shared memory takes as long.
-// Registers (ptxas, the most of sm_80 and sm_90a): 85 for 16 taps, 128 for 40: 16 warps an SM or more.
+// Registers (ptxas, the most of sm_80 and sm_90a): 86 for 16 taps, 128 for 40: 16 warps an SM or more.
 // Why: the generic kernel brings x once a tap, element by element, to FMA units.
 #pragma once
 
@@ -19,7 +19,7 @@
 #include <cstring>
 
 #include "common/launch.h"
-#include "conv2d/thin_wgrad_tile.cuh"
+#include "conv2d/thin_wgrad_exchanged.cuh"
 #include "ptx/ldmatrix.cuh"
 #include "ptx/mma.cuh"
 
@@ -75,6 +75,10 @@ __global__ __launch_bounds__(kThinWgradWarps *
     __syncthreads();
     bring_wgrad_tile<T, ChannelsLast>(shared, params, slab, tile);
     __syncthreads();
+    if (params.finishes_box) {
+      finish_box(shared, params, tile);
+      __syncthreads();
+    }
     if (!active) continue;
     int taps[Octets];
 #pragma unroll

@@ -17,8 +17,20 @@ struct WgradShared {
   SharedArray<T, kArena<T>> arena;  // the gradient, the box of x
   SharedArray<int, kThinWgradSlots>
       pixels;  // where a slot's pixel sees its first tap; of none, the inverse of a place
-  SharedArray<int, kThinWgradWarps * kThinUnitOctets * 8> taps;  // on tensor cores
+  SharedArray<int, kThinWgradWarps * kThinUnitOctets * 8> taps;
+  SharedArray<float, kThinWgradWarps * kThinMostOutputs> box_sums;
 };
+
+// The image and first pixel of a tile.
+struct WgradTile {
+  int image, row, column;
+};
+
+__device__ inline WgradTile wgrad_tile(const ThinWgradParams& params, int tile) {
+  int tile_h, tile_w;
+  const int image = params.tiles_h.divide(params.tiles_w.divide(tile, tile_w), tile_h);
+  return {image, tile_h * params.tile_h, tile_w * params.tile_w};
+}
 
 // The gradient past its activation. Not inlined: its copies would crowd the instruction cache and registers.
 template <int V, class T>
@@ -35,27 +47,34 @@ __device__ inline Vector<T, V> load_grad_item(bool predicate, const GradActivati
 }
 
 // NCHW in float32: neighbouring threads bring neighbouring pixels, element by element, and turn them: a
-// pixel's filters come to lie side by side.
+// pixel's filters come to lie side by side. A thread stays with its pixel, groups of threads share filters.
 template <class T>
 __device__ inline void bring_grad_turned(SharedArray<T, kArena<T>>& arena, const ThinWgradParams& params,
                                          int slab, int image, int row, int column) {
   const T* const data = static_cast<const T*>(params.dy.data);
-  const int items = params.block_filters * params.slots;
+  const int threads = static_cast<int>(blockDim.x), groups = max(1, params.slot_div.divide(threads));
+  int first_slot;
+  const int group = params.slot_div.divide(static_cast<int>(threadIdx.x), first_slot);
+  if (group >= groups) return;
+  const int filters = params.filters - slab * params.block_filters;
 #pragma unroll 1
-  for (int item = threadIdx.x; item < items; item += blockDim.x) {
-    int slot, w;
-    const int block_filter = params.slot_div.divide(item, slot);
-    const int filter = slab * params.block_filters + block_filter;
+  for (int slot = first_slot; slot < params.slots; slot += threads) {
+    int w;
     const int h = params.tile_columns.divide(slot, w);
-    const bool exists =
-        h < params.tile_h && row + h < params.out_h && column + w < params.out_w && filter < params.filters;
-    const int64_t offset = image * params.dy.stride_n + filter * params.dy.stride_c +
-                           (row + h) * params.dy.stride_h + (column + w) * params.dy.stride_w;
-    const int at = slot * params.dy_pitch + block_filter;
-    if (params.activation.saved == nullptr) {
-      ptx::cp_async<4>(arena.address(at), data + offset, exists);
-    } else {
-      arena.store(at, load_grad_item<1>(exists, params.activation, data, offset)[0]);
+    const bool exists = h < params.tile_h && row + h < params.out_h && column + w < params.out_w;
+    int64_t offset = image * params.dy.stride_n + (row + h) * params.dy.stride_h +
+                     (column + w) * params.dy.stride_w +
+                     (slab * params.block_filters + group) * params.dy.stride_c;
+    const int at = slot * params.dy_pitch;
+#pragma unroll 1
+    for (int filter = group; filter < params.block_filters; filter += groups) {
+      if (params.activation.saved == nullptr) {
+        ptx::cp_async<4>(arena.address(at + filter), data + offset, exists && filter < filters);
+      } else {
+        arena.store(at + filter,
+                    load_grad_item<1>(exists && filter < filters, params.activation, data, offset)[0]);
+      }
+      offset += groups * params.dy.stride_c;
     }
   }
 }
@@ -108,9 +127,7 @@ __device__ inline void bring_grad(SharedArray<T, kArena<T>>& arena, const ThinWg
 template <class T, bool ChannelsLast>
 __device__ inline void bring_wgrad_tile(WgradShared<T>& shared, const ThinWgradParams& params, int slab,
                                         int tile) {
-  int tile_h, tile_w;
-  const int image = params.tiles_h.divide(params.tiles_w.divide(tile, tile_w), tile_h);
-  const int row = tile_h * params.tile_h, column = tile_w * params.tile_w;
+  const auto [image, row, column] = wgrad_tile(params, tile);
   constexpr bool kTurned = !ChannelsLast && sizeof(T) == 4;
   if constexpr (kTurned) {
     bring_grad_turned(shared.arena, params, slab, image, row, column);
@@ -137,23 +154,75 @@ __device__ inline int tap_offset(const ThinWgradParams& params, int tap) {
          s * params.tap_columns * params.x.pixel;
 }
 
+// Number `index` of the bias gradient.
+template <class T>
+__device__ inline void store_bias_sum(const ThinWgradParams& params, int split, void* bias_grad, int index,
+                                      float sum) {
+  if (params.partials != nullptr) {
+    const int64_t weights = static_cast<int64_t>(params.filters) * params.taps;
+    store_global(params.partials + split * params.split_sums + weights + index, sum);
+  } else {
+    store_global(static_cast<T*>(bias_grad) + index, from_accumulator<T>(sum));
+  }
+}
+
+// Exchanged, x is multiplied by a zero where a tap lies beyond dy, and an infinity becomes NaN. Where some x
+// is not finite whose tap lies there, the sum is taken anew, from global memory, over the others.
+template <class T>
+[[gnu::noinline]] __device__ float mended_sum(const ThinWgradParams& params, int split, int filter, int tap,
+                                              float sum) {
+  const ThinBox& box = params.x;
+  int r, s;
+  const int c = params.r_div.divide(params.s_div.divide(tap, s), r);
+  const int first_tile = split * params.tiles_per_block;
+  const int last_tile = min(first_tile + params.tiles_per_block, params.tiles);
+  bool mends = false;
+  float seen_sum = 0;
+  for (const bool seen : {false, true}) {
+    for (int tile = first_tile; tile < last_tile; ++tile) {
+      const auto [image, row, column] = wgrad_tile(params, tile);
+#pragma unroll 1
+      for (int slot = 0; slot < params.slots; ++slot) {
+        int slot_w;
+        const int h = row + params.tile_columns.divide(slot, slot_w), w = column + slot_w;
+        if (h >= min(params.out_h, row + params.tile_h) || w >= params.out_w) continue;
+        const int p = params.first_h + h + r * params.tap_rows;
+        const int q = params.first_w + w + s * params.tap_columns;
+        const bool inside = static_cast<unsigned>(p) < static_cast<unsigned>(box.image_h) &&
+                            static_cast<unsigned>(q) < static_cast<unsigned>(box.image_w);
+        if (inside != seen) continue;
+        const int64_t x = image * params.dy.stride_n + filter * params.dy.stride_c + h * params.dy.stride_h +
+                          w * params.dy.stride_w;
+        const float value = to_accumulator(load_global(static_cast<const T*>(params.dy.data) + x));
+        if (!seen) {
+          mends = mends || value - value != 0;
+          continue;
+        }
+        const int64_t dy =
+            image * box.view.stride_n + c * box.view.stride_c + p * box.view.stride_h + q * box.view.stride_w;
+        seen_sum += value * to_accumulator(load_grad_if<1>(true, params.box_activation,
+                                                           static_cast<const T*>(box.view.data), dy)[0]);
+      }
+    }
+    if (!mends) return sum;
+  }
+  return seen_sum;
+}
+
 // The sum of filter `filter` and tap `tap`; of those past the last it is dropped. Tap number `taps` is the
 // bias gradient's. Not inlined: a warp has many.
 template <class T>
 [[gnu::noinline]] __device__ void store_sum(const ThinWgradParams& params, int split, int filter, int tap,
                                             float sum) {
-  const bool bias = tap == params.taps && params.bias_grad != nullptr;
-  if (filter >= params.filters || (tap >= params.taps && !bias)) return;
-  const int64_t weights = static_cast<int64_t>(params.filters) * params.taps;
-  if (params.partials != nullptr) {
-    const int64_t all = weights + (params.bias_grad != nullptr ? params.filters : 0);
-    store_global(params.partials + split * all +
-                     (bias ? weights + filter : static_cast<int64_t>(filter) * params.taps + tap),
-                 sum);
+  if (filter >= params.filters || tap > params.taps) return;
+  if (tap == params.taps) {
+    if (params.bias_grad != nullptr) store_bias_sum<T>(params, split, params.bias_grad, filter, sum);
     return;
   }
-  if (bias) {
-    store_global(static_cast<T*>(params.bias_grad) + filter, from_accumulator<T>(sum));
+  if (params.exchanged && sum - sum != 0) sum = mended_sum<T>(params, split, filter, tap, sum);
+  if (params.partials != nullptr) {
+    store_global(
+        params.partials + split * params.split_sums + static_cast<int64_t>(filter) * params.taps + tap, sum);
     return;
   }
   int r, s;

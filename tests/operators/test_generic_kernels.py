@@ -187,13 +187,14 @@ def test_what_is_fused_on_every_tile(chip, name, sm_count, filters, activation, 
 @pytest.mark.parametrize(
     ("input_shape", "filters", "sm_count", "splits", "name"),
     [
-        ((3, 8, 5, 5), 8, 132, 1, "tiny"),
-        ((3, 8, 19, 23), 8, 132, 7, "small"),
+        ((3, 8, 5, 5), 9, 132, 1, "tiny"),
+        ((3, 8, 19, 23), 12, 132, 6, "tiny"),
+        ((3, 8, 19, 23), 20, 132, 7, "small"),
         ((3, 8, 30, 41), 36, 132, 52, "wide"),
         ((3, 5, 25, 31), 36, 132, 17, "narrow"),
         ((2, 8, 25, 31), 36, 4, 1, "tiny"),
     ],
-    ids=["image-5", "small", "wide", "narrow", "few-sms"],
+    ids=["image-5", "tiny", "small", "wide", "narrow", "few-sms"],
 )
 def test_wgrad_splits(chip, layout, input_shape, filters, sm_count, splits, name, bias):
     """One split writes the gradient itself, several go through the workspace; the last one may be short."""
@@ -246,9 +247,10 @@ def test_shapes_on_every_tile(chip, input_shape, weight_shape, options, layout, 
     [
         (2, (2, 12, 12, 11), 72, {"wide", "narrow"}),
         (14, (1, 12, 17, 13), 64, {"small", "tiny"}),
-        (132, (3, 12, 19, 23), 12, {"small", "tiny", "split"}),
+        (132, (3, 12, 19, 23), 20, {"small", "tiny", "split"}),
+        (132, (3, 12, 19, 23), 12, {"tiny", "split"}),
     ],
-    ids=["large", "small", "split"],
+    ids=["large", "small", "split", "tiny-split"],
 )
 def test_thread_order_does_not_show(chip, sm_count, shape, filters, used, layout):
     """Six orders of threads and blocks, the same bits: every tile, several splits."""
@@ -313,7 +315,7 @@ def channel_slice(tensor: torch.Tensor, memory_channels: int, first: int) -> tor
 
 @pytest.mark.parametrize(
     ("channels", "filters", "memory_channels", "first"),
-    [(6, 8, 8, 0), (8, 6, 8, 0), (8, 8, 9, 0), (8, 8, 12, 1), (8, 8, 12, 2), (8, 8, 12, 4)],
+    [(10, 12, 12, 0), (12, 10, 12, 0), (12, 12, 13, 0), (12, 12, 16, 1), (12, 12, 16, 2), (12, 12, 16, 4)],
     ids=["part-vector-c", "part-vector-k", "odd-stride", "off-by-4-bytes", "off-by-8-bytes", "aligned"],
 )
 def test_channel_slices(chip, channels, filters, memory_channels, first):
