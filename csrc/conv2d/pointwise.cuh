@@ -21,7 +21,6 @@
 #include <type_traits>
 
 #include "common/launch.h"
-#include "conv2d/gather_row.cuh"
 #include "conv2d/pointwise_operand.cuh"
 #include "conv2d/pointwise_store.cuh"
 #include "ptx/ldmatrix.cuh"
@@ -73,28 +72,6 @@ struct SharedSavedA : Shared<Tile> {
 template <class Tile>
 struct SharedSavedB : Shared<Tile> {
   typename Tile::B::Stages saved;
-};
-
-// What a block computes at a time: which part of the result, over which pieces of the reduction.
-struct Item {
-  Range rows, columns;
-  int split, step, step_end;
-
-  __device__ Item(const PointwiseParams& params, int index) {
-    int tile, row_tile, column_tile;
-    split = params.tiles.divide(index, tile);
-    if (params.row_tiles_first) {
-      column_tile = params.row_tiles.divide(tile, row_tile);
-    } else {
-      row_tile = params.column_tiles.divide(tile, column_tile);
-    }
-    rows.first = row_tile * params.tile_rows;
-    rows.end = min(rows.first + params.tile_rows, params.out_row.extent);
-    columns.first = column_tile * params.tile_columns;
-    columns.end = min(columns.first + params.tile_columns, params.out_column.extent);
-    step = split * params.split_steps;
-    step_end = min(step + params.split_steps, params.steps);
-  }
 };
 
 // The loads of a block, ahead of its products.
@@ -251,8 +228,7 @@ __global__ __launch_bounds__(Tile::kThreads,
     if (step < steps) continue;
 
     const Item item(params, index);
-
-    const int run_column = item.columns.first + warp_column + lane % 4 * 8;
+    const int first_column = item.columns.first + warp_column;
     if constexpr (Tile::kDepthWarps == 1) {
       if (sums_bias) {
 #pragma unroll
@@ -261,7 +237,7 @@ __global__ __launch_bounds__(Tile::kThreads,
           for (int half = 0; half < 2; ++half) {
             const int row = item.rows.first + warp_row + (column_warp * kBT + i) * 16 + half * 8 + lane / 4;
             if (lane % 4 == 0) {
-              store_bias_grad<T>(params, item.split, row, item.rows.end, bias_sums[i][half * 2]);
+              store_bias_grad<T>(params, item, row, bias_sums[i][half * 2]);
             }
             bias_sums[i][half * 2] = bias_sums[i][half * 2 + 1] = 0;
           }
@@ -272,15 +248,13 @@ __global__ __launch_bounds__(Tile::kThreads,
       for (int m = 0; m < kMT; ++m) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          float pairs[4][2], run[8];
+          float pairs[4][2];
 #pragma unroll
           for (int n = 0; n < 4; ++n) {
             pairs[n][0] = sums[0][n][half * 2];
             pairs[n][1] = sums[0][n][half * 2 + 1];
           }
-          gather_row(pairs, lane % 4, run);
-          const int row = item.rows.first + warp_row + m * 16 + half * 8 + lane / 4;
-          store_run<T>(params, item.split, row, item.rows.end, run_column, item.columns.end, run);
+          store_rows<T>(params, item, item.rows.first + warp_row + m * 16 + half * 8, first_column, pairs);
         }
 #pragma unroll
         for (int i = 0; i < 16; ++i) {
@@ -310,13 +284,12 @@ __global__ __launch_bounds__(Tile::kThreads,
 #pragma unroll
         for (int i = 0; i < Sums::kLaneSums; ++i) total[i] += shared.sums.load(Sums::place(other, warp, i));
       }
-      float pairs[4][2], run[8];
+      float pairs[4][2];
 #pragma unroll
       for (int i = 0; i < 8; ++i) pairs[i / 2][i % 2] = total[i];
-      gather_row(pairs, lane % 4, run);
-      const int row = item.rows.first + warp * 8 + lane / 4;
-      store_run<T>(params, item.split, row, item.rows.end, run_column, item.columns.end, run);
-      if (sums_bias && lane % 4 == 0) store_bias_grad<T>(params, item.split, row, item.rows.end, total[8]);
+      const int row = item.rows.first + warp * 8;
+      store_rows<T>(params, item, row, first_column, pairs);
+      if (sums_bias && lane % 4 == 0) store_bias_grad<T>(params, item, row + lane / 4, total[8]);
     }
     index += gridDim.x;
     step = 0;

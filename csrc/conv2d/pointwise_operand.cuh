@@ -14,7 +14,7 @@
 #include "common/memory.cuh"
 #include "common/shared.cuh"
 #include "conv2d/grad_activation.cuh"
-#include "conv2d/pointwise.h"
+#include "conv2d/pointwise_item.cuh"
 #include "ptx/cp_async.cuh"
 
 namespace fastcnn::pointwise {
@@ -34,11 +34,12 @@ struct OperandTile {
   static constexpr int kLineStep = Threads / kLineChunks;  // from one chunk of a thread to its next
   static constexpr int kChunks = kLines / kLineStep;       // of a thread
   static_assert(kLineStep * kLineChunks == Threads && kChunks * kLineStep == kLines);
+  // Element by element: from one line of a thread to its next, loads of a thread, and those that fly
+  // together.
+  static constexpr int kLoadStep = Threads / kLine, kLoads = kLines / kLoadStep;
+  static constexpr int kFlight = kLoads < 16 ? kLoads : 16;
+  static_assert(kLine % 32 == 0 && kLoadStep * kLine == Threads && kLoads % kFlight == 0);
   using Stages = SharedArray<T, kPointwiseStages * kElements>;
-};
-
-struct Range {
-  int first, end;
 };
 
 // One thread's share of the chunks, at one tile of rows.
@@ -54,7 +55,8 @@ class OperandLoader {
   __device__ void enter(const Range& rows) {
 #pragma unroll
     for (int i = 0; i < kRowOffsets; ++i) {
-      const int row = rows.first + (Tile::kAcross ? column() : line() + i * Tile::kLineStep);
+      const int across = operand_.vector == 1 ? place() : column();
+      const int row = rows.first + (Tile::kAcross ? across : line() + i * Tile::kLineStep);
       row_offset_[i] = row < rows.end ? operand_.row.offset(row) : -1;
     }
   }
@@ -70,8 +72,10 @@ class OperandLoader {
       const T* data = static_cast<const T*>(copy == 0 ? operand_.data : operand_.activation.saved);
       if (operand_.vector == 8) {
         bring_wide(to, data, stage, step, reduction);
-      } else {
+      } else if (operand_.vector == 4) {
         bring_narrow(to, data, stage, step, reduction, rows());
+      } else {
+        bring_elements(to, data, stage, step, reduction, rows());
       }
     }
   }
@@ -91,6 +95,8 @@ class OperandLoader {
   // This thread's first chunk.
   __device__ static int line() { return threadIdx.x / Tile::kLineChunks; }
   __device__ static int column() { return threadIdx.x % Tile::kLineChunks * kChunk; }
+  // Its place in all lines where lanes run along them.
+  __device__ static int place() { return threadIdx.x % Tile::kLine; }
 
   static constexpr int kRowOffsets = Tile::kAcross ? 1 : Tile::kChunks;
 
@@ -112,47 +118,80 @@ class OperandLoader {
     }
   }
 
-  // Elements of a chunk may belong to several rows of an image, or images: their places are walked along.
+  // The tile's axes, and the first line and element of a piece of it.
+  struct Piece {
+    const PointwiseAxis &across, &along;
+    int first_line, line_end, first, end;
+  };
+  __device__ Piece piece(int step, int reduction, const Range& rows) const {
+    const int first_l = step * Tile::kDepth;
+    if constexpr (Tile::kAcross) {
+      return {operand_.reduction, operand_.row, first_l, reduction, rows.first, rows.end};
+    } else {
+      return {operand_.row, operand_.reduction, rows.first, rows.end, first_l, reduction};
+    }
+  }
+
+  // Halves of a chunk may belong to two rows of an image, or images: their places are walked along.
   __device__ void bring_narrow(Stages& stages, const T* data, int stage, int step, int reduction,
                                const Range& rows) const {
-    const PointwiseAxis& across = Tile::kAcross ? operand_.reduction : operand_.row;
-    const PointwiseAxis& along = Tile::kAcross ? operand_.row : operand_.reduction;
-    const int first_l = step * Tile::kDepth;
-    const int first_line = line() + (Tile::kAcross ? first_l : rows.first);
-    const int line_end = Tile::kAcross ? reduction : rows.end;
-    const int first = column() + (Tile::kAcross ? rows.first : first_l);
-    const int count = (Tile::kAcross ? rows.end : reduction) - first;  // elements until the end
-    const int64_t first_offset = count > 0 ? along.offset(first) : 0;
-    int start_pixel, start_w;
-    along.image.divide(count > 0 ? first : 0, start_pixel);
-    along.width.divide(start_pixel, start_w);
+    const Piece tile = piece(step, reduction, rows);
+    const int first = tile.first + column(), count = tile.end - first;  // elements until the end
+    const int64_t first_offset = count > 0 ? tile.along.offset(first) : 0;
+    int start_pixel, w;
+    tile.along.image.divide(count > 0 ? first : 0, start_pixel);
+    tile.along.width.divide(start_pixel, w);
+    int64_t next = first_offset + 4;
+    if (w + 4 == tile.along.width.divisor()) next += tile.along.next_row;
+    if (start_pixel + 4 == tile.along.image.divisor()) next += tile.along.next_image;
 #pragma unroll 1
     for (int i = 0; i < Tile::kChunks; ++i) {
-      const int line = first_line + i * Tile::kLineStep;
-      const int left = line < line_end ? count : 0;
-      int64_t offset = first_offset + (left > 0 ? across.offset(line) : 0);
-      int pixel = start_pixel, w = start_w;
-      const auto walk = [&](int elements) {
-        offset += elements * along.stride_w;
-        if ((w += elements) == along.width.divisor()) w = 0, offset += along.next_row;
-        if ((pixel += elements) == along.image.divisor()) pixel = 0, offset += along.next_image;
-      };
-#pragma unroll 1
-      for (int v = 0; v < kChunk; v += 4) {
-        const int to = chunk(stage, i) + v;
-        if (operand_.vector == 4) {
-          ptx::cp_async<8>(stages.address(to), data + (v < left ? offset : 0), v < left);
-          walk(4);
-        } else {
-          Vector<T, 4> values;
+      const int line = tile.first_line + this->line() + i * Tile::kLineStep;
+      const int left = line < tile.line_end ? count : 0;
+      const int64_t line_offset = left > 0 ? tile.across.offset(line) : 0;
 #pragma unroll
-          for (int u = 0; u < 4; ++u) {
-            values[u] = load_global_if(v + u < left, data + offset);
-            walk(1);
-          }
-          stages.template store_vector<4>(to, values);
+      for (int v = 0; v < kChunk; v += 4) {
+        const int64_t offset = line_offset + (v == 0 ? first_offset : next);
+        ptx::cp_async<8>(stages.address(chunk(stage, i) + v), data + (v < left ? offset : 0), v < left);
+      }
+    }
+  }
+
+  // Lanes run along the lines: a load of a warp is 32 neighbours, whatever their alignment, and each thread
+  // has one place in its lines. Loads fly together, as many as there are registers for.
+  __device__ void bring_elements(Stages& stages, const T* data, int stage, int step, int reduction,
+                                 const Range& rows) const {
+    const Piece tile = piece(step, reduction, rows);
+    const int line = tile.first_line + threadIdx.x / Tile::kLine, place = tile.first + this->place();
+    const bool exists = place < tile.end && line < tile.line_end;
+    const int lines = exists ? tile.line_end - line : 0;  // until the end
+    const T* from = data + (exists ? Tile::kAcross ? row_offset_[0] : tile.along.offset(place) : 0);
+    const int to = stage * Tile::kElements + threadIdx.x / Tile::kLine * Tile::kPitch + this->place();
+    const auto bring = [&](auto&& address) {
+#pragma unroll 1
+      for (int i = 0; i < Tile::kLoads; i += Tile::kFlight) {
+        T values[Tile::kFlight];
+#pragma unroll
+        for (int u = 0; u < Tile::kFlight; ++u) {
+          const int skipped = (i + u) * Tile::kLoadStep;
+          values[u] = load_global_if(skipped < lines, address(skipped));
+        }
+#pragma unroll
+        for (int u = 0; u < Tile::kFlight; ++u) {
+          stages.store(to + (i + u) * Tile::kLoadStep * Tile::kPitch, values[u]);
         }
       }
+    };
+    if (tile.across.line) {
+      const int64_t apart = Tile::kLoadStep * tile.across.stride_w;
+      from += line * tile.across.stride_w;
+      bring([&](int) {
+        const T* at = from;
+        from += apart;
+        return at;
+      });
+    } else {
+      bring([&](int skipped) { return from + tile.across.offset(line + skipped); });
     }
   }
 

@@ -13,6 +13,7 @@ namespace {
 constexpr int64_t kMostWorkspace = int64_t{64} << 20;
 constexpr int64_t kMostIndex = int64_t{1} << 30;
 constexpr int kElementBytes = 2;
+constexpr int kSectorElements = 16;       // that memory brings together
 constexpr int kLeastSplitElements = 256;  // of the reduction: less spends its time on the tile's ends
 
 // n images of h x w elements with these strides, told with as few dimensions as the strides allow.
@@ -68,6 +69,16 @@ int vector_along(const PointwiseAxis& axis, const PointwiseAxis& other, const vo
   return 1;
 }
 
+// Whether every step-th pixel of a row, for any row, channel and image, begins an aligned word of two.
+bool starts_words(const TensorView& view, int step) {
+  bool aligned = view.stride_w == 1 && step % 2 == 0 &&
+                 reinterpret_cast<uintptr_t>(view.data) % (2 * kElementBytes) == 0;
+  for (const int64_t stride : {view.stride_n, view.stride_c, view.stride_h}) {
+    aligned = aligned && stride % 2 == 0;
+  }
+  return aligned;
+}
+
 PointwiseOperand make_operand(const TensorView& view, const PointwiseAxis& row,
                               const PointwiseAxis& reduction, const GradActivation& activation = {}) {
   PointwiseOperand operand;
@@ -78,18 +89,20 @@ PointwiseOperand make_operand(const TensorView& view, const PointwiseAxis& row,
   return operand;
 }
 
-// Chooses how the tiles lie by how wide their loads are then; at equal width, neighbours in memory lie side
-// by side.
+// Chooses how the tiles lie by how wide their loads are then; at equal width, what lies side by side in
+// memory, or at least close, does so in the tile.
 PointwiseLie choose_lie(PointwiseOperand& a, PointwiseOperand& b) {
   const auto vector = [](const PointwiseOperand& operand, bool across) {
     const PointwiseAxis& line = across ? operand.row : operand.reduction;
-    const int found =
-        vector_along(line, across ? operand.reduction : operand.row, operand.data, operand.activation.saved);
-    return found;
+    return vector_along(line, across ? operand.reduction : operand.row, operand.data,
+                        operand.activation.saved);
   };
   const auto worth = [&](const PointwiseOperand& operand, bool across) {
     const PointwiseAxis& line = across ? operand.row : operand.reduction;
-    return 2 * vector(operand, across) + (line.stride_w == 1 ? 1 : 0);
+    const int neighbours = line.stride_w == 1                                   ? 2
+                           : line.extent > 1 && line.stride_w < kSectorElements ? 1
+                                                                                : 0;
+    return 3 * vector(operand, across) + neighbours;
   };
   PointwiseLie best = PointwiseLie::kBothAlong;
   int most = 0;
@@ -152,6 +165,7 @@ PointwisePlan bind(Conv2dPass pass, const Conv2dParams& params) {
       result.image_w = problem.w;
       result.cell_stride_h = params.output.stride_h;
       result.cell_stride_w = params.output.stride_w;
+      result.cell_pairs = starts_words(params.output, problem.stride_w);
     }
     result.a = result.pixels_in_rows ? pixels : weights;
     result.b = result.pixels_in_rows ? weights : pixels;
@@ -299,6 +313,7 @@ std::optional<PointwisePlan> plan_pointwise(Conv2dPass pass, const Conv2dParams&
     result.split_elements = rows * result.out_column.extent + (result.bias_grad != nullptr ? rows : 0);
     if (plan.splits > 1) {
       plan.workspace_bytes = static_cast<size_t>(plan.splits * result.split_elements) * sizeof(float);
+      result.store_vector = result.split_elements % 4 == 0 && result.out_column.extent % 4 == 0 ? 4 : 1;
     }
   }
   plan.text =
