@@ -163,14 +163,14 @@ __global__ __launch_bounds__(Tile::kThreads,
   float sums[kMT][kNT][4] = {};
   float bias_sums[kBT][4] = {};
   // Without rows or columns of its own a warp multiplies nothing, but loads and waits with the others.
-  int steps = 0;
-  bool active = false, sums_bias = false;
+  constexpr int kMultiplies = 1, kSumsBias = 2;  // in one word: flags would take a register each
+  int steps = 0, duties = 0;
   const auto enter = [&](int index) {
     const Item item(params, index);
     steps = item.step_end - item.step;
     const bool has_rows = item.rows.first + warp_row < item.rows.end;
-    active = has_rows && item.columns.first + warp_column < item.columns.end;
-    sums_bias = has_rows && params.bias_grad != nullptr && item.columns.first == 0;
+    duties = has_rows && item.columns.first + warp_column < item.columns.end ? kMultiplies : 0;
+    if (has_rows && params.bias_grad != nullptr && item.columns.first == 0) duties |= kSumsBias;
   };
 
   LoadStream<Tile> loads(params);
@@ -187,7 +187,7 @@ __global__ __launch_bounds__(Tile::kThreads,
     stage = stage == kPointwiseStages - 1 ? 0 : stage + 1;
     if (++step <= 0) continue;
 
-    if (active) {
+    if (duties & kMultiplies) {
 #pragma unroll
       for (int k = 0; k < Tile::kWarpSteps; ++k) {
         uint32_t a[kMT][4], b[kNT][2];
@@ -211,7 +211,7 @@ __global__ __launch_bounds__(Tile::kThreads,
         }
       }
     }
-    if (sums_bias) {
+    if (duties & kSumsBias) {
       const uint32_t ones[2] = {pair_of_ones<T>(), pair_of_ones<T>()};
 #pragma unroll
       for (int k = 0; k < Tile::kWarpSteps; ++k) {
@@ -230,7 +230,7 @@ __global__ __launch_bounds__(Tile::kThreads,
     const Item item(params, index);
     const int first_column = item.columns.first + warp_column;
     if constexpr (Tile::kDepthWarps == 1) {
-      if (sums_bias) {
+      if (duties & kSumsBias) {
 #pragma unroll
         for (int i = 0; i < kBT; ++i) {
 #pragma unroll
@@ -245,22 +245,23 @@ __global__ __launch_bounds__(Tile::kThreads,
       }
       // A loop with one copy of the epilogue: sums move down to the first place.
 #pragma unroll 1
-      for (int m = 0; m < kMT; ++m) {
+      for (int unit = 0; unit < Tile::kUnits; ++unit) {
+        float pairs[4][2];
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          float pairs[4][2];
+        for (int i = 0; i < 8; ++i) pairs[i / 2][i % 2] = sums[0][i / 2][i % 2];
+        store_rows<T>(params, item, item.rows.first + warp_row + unit * 8, first_column, pairs);
+        if (unit % 2 == 0) {
 #pragma unroll
-          for (int n = 0; n < 4; ++n) {
-            pairs[n][0] = sums[0][n][half * 2];
-            pairs[n][1] = sums[0][n][half * 2 + 1];
+          for (int i = 0; i < 8; ++i) sums[0][i / 2][i % 2] = sums[0][i / 2][2 + i % 2];
+        } else {
+#pragma unroll
+          for (int i = 0; i < 16; ++i) {
+#pragma unroll
+            for (int later = 1; later < kMT; ++later) {
+              sums[later - 1][i / 4][i % 4] = sums[later][i / 4][i % 4];
+            }
+            sums[kMT - 1][i / 4][i % 4] = 0;
           }
-          store_rows<T>(params, item, item.rows.first + warp_row + m * 16 + half * 8, first_column, pairs);
-        }
-#pragma unroll
-        for (int i = 0; i < 16; ++i) {
-#pragma unroll
-          for (int later = 1; later < kMT; ++later) sums[later - 1][i / 4][i % 4] = sums[later][i / 4][i % 4];
-          sums[kMT - 1][i / 4][i % 4] = 0;
         }
       }
     } else {
@@ -289,7 +290,8 @@ __global__ __launch_bounds__(Tile::kThreads,
       for (int i = 0; i < 8; ++i) pairs[i / 2][i % 2] = total[i];
       const int row = item.rows.first + warp * 8;
       store_rows<T>(params, item, row, first_column, pairs);
-      if (sums_bias && lane % 4 == 0) store_bias_grad<T>(params, item, row + lane / 4, total[8]);
+      if ((duties & kSumsBias) != 0 && lane % 4 == 0)
+        store_bias_grad<T>(params, item, row + lane / 4, total[8]);
     }
     index += gridDim.x;
     step = 0;

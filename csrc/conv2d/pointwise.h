@@ -27,8 +27,7 @@ namespace fastcnn {
 // Where the elements along one axis stand: pixels of images, or channels (a line).
 struct PointwiseAxis {
   int64_t stride_n = 0, stride_h = 0, stride_w = 0;  // 0 where never walked
-  int64_t next_row = 0, next_image = 0;  // from the end of a row, of an image, to the next one's start
-  FastDiv image, width;                  // pixels of an image, of a row
+  FastDiv image, width;                              // pixels of an image, of a row
   int extent = 0;
   bool line = true;  // stride_w from end to end
 

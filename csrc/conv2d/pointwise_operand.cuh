@@ -2,11 +2,12 @@
 //
 // A tile is lines of elements that lie side by side in both memories: rows of the product by a piece of the
 // reduction, or the other way round. It moves in chunks of 8 elements: 16-byte cp.async where the tensor is
-// aligned to that, two of 8 bytes where to that (14x14 images in NCHW), else through registers one element at
-// a time. On its way back through an activation, the output gradient waits in shared memory beside what the
-// activation saved, until the thread that copied both joins them. What does not exist is zero in both
-// operands: no product of it can be NaN. Lines are padded by 16 bytes, which puts 8 neighbouring ones into
-// different banks for ldmatrix.
+// aligned to that, two of 8 bytes where to that (14x14 images in NCHW). Where it is to neither (7x7 images, a
+// stride or an odd C), lanes run along the lines and elements move one by one through registers: a warp asks
+// for 32 neighbours at a time, and up to 16 times before it waits. On its way back through an activation, the
+// output gradient waits in shared memory beside what the activation saved, until the thread that copied both
+// joins them. What does not exist is zero in both operands: no product of it can be NaN. Lines are padded by
+// 16 bytes, which puts 8 neighbouring ones into different banks for ldmatrix.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -132,33 +133,31 @@ class OperandLoader {
     }
   }
 
-  // Halves of a chunk may belong to two rows of an image, or images: their places are walked along.
+  // Halves of a chunk may belong to two rows of an image, or images.
   __device__ void bring_narrow(Stages& stages, const T* data, int stage, int step, int reduction,
                                const Range& rows) const {
     const Piece tile = piece(step, reduction, rows);
-    const int first = tile.first + column(), count = tile.end - first;  // elements until the end
-    const int64_t first_offset = count > 0 ? tile.along.offset(first) : 0;
-    int start_pixel, w;
-    tile.along.image.divide(count > 0 ? first : 0, start_pixel);
-    tile.along.width.divide(start_pixel, w);
-    int64_t next = first_offset + 4;
-    if (w + 4 == tile.along.width.divisor()) next += tile.along.next_row;
-    if (start_pixel + 4 == tile.along.image.divisor()) next += tile.along.next_image;
+    int64_t offset[2];  // -1: not there
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int first = tile.first + column() + half * 4;
+      offset[half] = first < tile.end ? tile.along.offset(first) : -1;
+    }
 #pragma unroll 1
     for (int i = 0; i < Tile::kChunks; ++i) {
       const int line = tile.first_line + this->line() + i * Tile::kLineStep;
-      const int left = line < tile.line_end ? count : 0;
-      const int64_t line_offset = left > 0 ? tile.across.offset(line) : 0;
+      const int64_t line_offset = line < tile.line_end ? tile.across.offset(line) : -1;
 #pragma unroll
-      for (int v = 0; v < kChunk; v += 4) {
-        const int64_t offset = line_offset + (v == 0 ? first_offset : next);
-        ptx::cp_async<8>(stages.address(chunk(stage, i) + v), data + (v < left ? offset : 0), v < left);
+      for (int half = 0; half < 2; ++half) {
+        const bool exists = line_offset >= 0 && offset[half] >= 0;
+        ptx::cp_async<8>(stages.address(chunk(stage, i) + half * 4),
+                         data + (exists ? line_offset + offset[half] : 0), exists);
       }
     }
   }
 
   // Lanes run along the lines: a load of a warp is 32 neighbours, whatever their alignment, and each thread
-  // has one place in its lines. Loads fly together, as many as there are registers for.
+  // has one place in its lines.
   __device__ void bring_elements(Stages& stages, const T* data, int stage, int step, int reduction,
                                  const Range& rows) const {
     const Piece tile = piece(step, reduction, rows);
@@ -167,31 +166,39 @@ class OperandLoader {
     const int lines = exists ? tile.line_end - line : 0;  // until the end
     const T* from = data + (exists ? Tile::kAcross ? row_offset_[0] : tile.along.offset(place) : 0);
     const int to = stage * Tile::kElements + threadIdx.x / Tile::kLine * Tile::kPitch + this->place();
-    const auto bring = [&](auto&& address) {
-#pragma unroll 1
-      for (int i = 0; i < Tile::kLoads; i += Tile::kFlight) {
-        T values[Tile::kFlight];
-#pragma unroll
-        for (int u = 0; u < Tile::kFlight; ++u) {
-          const int skipped = (i + u) * Tile::kLoadStep;
-          values[u] = load_global_if(skipped < lines, address(skipped));
-        }
-#pragma unroll
-        for (int u = 0; u < Tile::kFlight; ++u) {
-          stages.store(to + (i + u) * Tile::kLoadStep * Tile::kPitch, values[u]);
-        }
-      }
-    };
     if (tile.across.line) {
       const int64_t apart = Tile::kLoadStep * tile.across.stride_w;
       from += line * tile.across.stride_w;
-      bring([&](int) {
-        const T* at = from;
+      copy_elements<Tile::kFlight>(stages, to, lines, [&](int) {
+        const T* source = from;
         from += apart;
-        return at;
+        return source;
       });
     } else {
-      bring([&](int skipped) { return from + tile.across.offset(line + skipped); });
+      // The warp's lines are the same for all its lanes: each finds the place of one of them.
+      static_assert(Tile::kLoads <= 32);
+      const int one = line + threadIdx.x % 32 * Tile::kLoadStep;
+      const int64_t offset = one < tile.line_end ? tile.across.offset(one) : 0;
+      copy_elements<Tile::kFlight / 2>(
+          stages, to, lines, [&](int load) { return from + __shfl_sync(0xffffffffu, offset, load); });
+    }
+  }
+
+  // From address(load), of the lines that exist; the loads of a flight wait for memory together.
+  template <int Flight, class Address>
+  __device__ static void copy_elements(Stages& stages, int to, int lines, Address&& address) {
+#pragma unroll 1
+    for (int i = 0; i < Tile::kLoads; i += Flight) {
+      T values[Flight];
+#pragma unroll
+      for (int u = 0; u < Flight; ++u) {
+        const T* source = address(i + u);
+        values[u] = load_global_if((i + u) * Tile::kLoadStep < lines, source);
+      }
+#pragma unroll
+      for (int u = 0; u < Flight; ++u) {
+        stages.store(to + (i + u) * Tile::kLoadStep * Tile::kPitch, values[u]);
+      }
     }
   }
 

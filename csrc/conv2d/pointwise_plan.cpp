@@ -36,8 +36,6 @@ PointwiseAxis make_axis(int64_t n, int64_t h, int64_t w, int64_t stride_n, int64
   axis.stride_n = n > 1 ? stride_n : 0;
   axis.stride_h = h > 1 ? stride_h : 0;
   axis.stride_w = w > 1 ? stride_w : 0;
-  axis.next_row = axis.stride_h - w * axis.stride_w;
-  axis.next_image = axis.stride_n - h * axis.stride_h;
   axis.image = FastDiv(static_cast<int>(h * w));
   axis.width = FastDiv(static_cast<int>(w));
   axis.line = n == 1 && h == 1;
@@ -165,7 +163,7 @@ PointwisePlan bind(Conv2dPass pass, const Conv2dParams& params) {
       result.image_w = problem.w;
       result.cell_stride_h = params.output.stride_h;
       result.cell_stride_w = params.output.stride_w;
-      result.cell_pairs = starts_words(params.output, problem.stride_w);
+      result.cell_pairs = !result.pixels_in_rows && starts_words(params.output, problem.stride_w);
     }
     result.a = result.pixels_in_rows ? pixels : weights;
     result.b = result.pixels_in_rows ? weights : pixels;

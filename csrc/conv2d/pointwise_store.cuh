@@ -12,13 +12,11 @@
 
 namespace fastcnn::pointwise {
 
-// A result of V neighbouring columns at `offset`, with the zeros beside it.
+// Zeros beside V neighbouring columns that stand at `output`; where paired, the first pixel's neighbour has
+// its own already, and two pixels are a word.
 template <class T, int V>
-__device__ inline void store_cell(const PointwiseParams& params, int row, int column, int64_t offset,
-                                  const Vector<T, V>& values) {
-  T* output = static_cast<T*>(params.output) + offset;
-  if (params.cell_h * params.cell_w == 1) return store_global<V>(output, values);
-
+__device__ inline void store_zeros(const PointwiseParams& params, int row, int column, T* output,
+                                   bool paired) {
   int pixel, w;
   params.image_pixels.divide(params.pixels_in_rows ? row : column, pixel);
   const int h = params.image_width.divide(pixel, w);
@@ -26,17 +24,9 @@ __device__ inline void store_cell(const PointwiseParams& params, int row, int co
   const int columns = min(params.cell_w, params.image_w - w * params.cell_w);
   for (int i = 0; i < rows; ++i) {
     T* line = output + i * params.cell_stride_h;
-    int j = 0;
-    if constexpr (V == 1) {
-      if (params.cell_pairs && columns > 1) {
-        Vector<T, 2> pair{};
-        if (i == 0) pair[0] = values[0];
-        store_global<2>(line, pair);
-        j = 2;
-      }
-    }
-    for (; j < columns; ++j) {
-      store_global<V>(line + j * params.cell_stride_w, i + j == 0 ? values : Vector<T, V>{});
+    if (V == 1 && paired && i > 0) store_global<2>(line, Vector<T, 2>{});
+    for (int j = paired ? 2 : i == 0 ? 1 : 0; j < columns; ++j) {
+      store_global<V>(line + j * params.cell_stride_w, Vector<T, V>{});
     }
   }
 }
@@ -60,7 +50,9 @@ __device__ inline void store_part(const PointwiseParams& params, int row, int co
       bias[v] = load_bias<T>(params.epilogue, params.pixels_in_rows ? column + v : row);
     }
   }
-  store_cell<T, V>(params, row, column, offset, finish<T>(params.epilogue, sum, bias, offset));
+  T* output = static_cast<T*>(params.output) + offset;
+  store_global<V>(output, finish<T>(params.epilogue, sum, bias, offset));
+  if (params.cell_h * params.cell_w > 1) store_zeros<T, V>(params, row, column, output, false);
 }
 
 // 8 columns in parts of V. A loop with one copy of the epilogue: the parts move down to the first place.
@@ -113,36 +105,52 @@ __device__ inline void store_column(const PointwiseParams& params, const Item& i
     }
     return;
   }
-  const int64_t offset = count > 0 ? params.out_column.offset(column) : 0;
-  // What the sums wait for in memory is asked for all of them at once.
-  Epilogue epilogue = params.epilogue;
+  if (count <= 0) return;
+  const int64_t offset = params.out_column.offset(column);
+  T* output = static_cast<T*>(params.output);
+  int w;
+  params.image_width.divide(column, w);
+  const bool paired = params.cell_pairs && w * params.cell_w + 1 < params.image_w;
+  Epilogue rest = params.epilogue;  // bias and residual are added here, in finish's order
+  rest.bias = rest.residual = nullptr;
   float left[8];
 #pragma unroll
   for (int r = 0; r < 8; ++r) left[r] = sums[r];
-  if (epilogue.bias != nullptr) {
-#pragma unroll
-    for (int r = 0; r < 8; ++r) {
-      if (r < count) left[r] += load_bias<T>(epilogue, params.pixels_in_rows ? column : row + r);
-    }
-  }
-  if (epilogue.residual != nullptr) {
-    const T* residual = static_cast<const T*>(epilogue.residual) + offset;
-    T values[8];
-#pragma unroll
-    for (int r = 0; r < 8; ++r) {
-      values[r] = load_global_if(r < count, residual + params.out_row.offset(row + r));
-    }
-#pragma unroll
-    for (int r = 0; r < 8; ++r) left[r] += to_accumulator(values[r]);
-  }
-  epilogue.bias = epilogue.residual = nullptr;
 #pragma unroll 1
   for (int r = 0; r < count; ++r) {
+    if (r % 4 == 0) {
+      // What four rows wait for in memory is asked for at once.
+      T residual[4] = {};
+      if (params.epilogue.residual != nullptr) {
+        const T* from = static_cast<const T*>(params.epilogue.residual) + offset;
+#pragma unroll
+        for (int u = 0; u < 4; ++u) {
+          residual[u] = load_global_if(r + u < count, from + params.out_row.offset(row + r + u));
+        }
+      }
+#pragma unroll
+      for (int u = 0; u < 4; ++u) {
+        if (r + u < count) {
+          left[u] += load_bias<T>(params.epilogue, params.pixels_in_rows ? column : row + r + u);
+        }
+        left[u] += to_accumulator(residual[u]);
+      }
+    }
     const float sum[1] = {left[0]}, bias[1] = {};
     const int64_t at = offset + params.out_row.offset(row + r);
-    store_cell<T, 1>(params, row + r, column, at, finish<T>(epilogue, sum, bias, at));
+    const Vector<T, 1> result = finish<T>(rest, sum, bias, at);
+    if (paired) {
+      store_global<2>(output + at, Vector<T, 2>{{result[0], from_accumulator<T>(0.0f)}});
+    } else {
+      store_global<1>(output + at, result);
+    }
 #pragma unroll
     for (int next = 1; next < 8; ++next) left[next - 1] = left[next];
+  }
+  if (params.cell_h * params.cell_w == 1) return;
+#pragma unroll 1
+  for (int r = 0; r < count; ++r) {
+    store_zeros<T, 1>(params, row + r, column, output + offset + params.out_row.offset(row + r), paired);
   }
 }
 
