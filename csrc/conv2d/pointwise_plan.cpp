@@ -163,7 +163,6 @@ PointwisePlan bind(Conv2dPass pass, const Conv2dParams& params) {
       result.image_w = problem.w;
       result.cell_stride_h = params.output.stride_h;
       result.cell_stride_w = params.output.stride_w;
-      result.cell_pairs = !result.pixels_in_rows && starts_words(params.output, problem.stride_w);
     }
     result.a = result.pixels_in_rows ? pixels : weights;
     result.b = result.pixels_in_rows ? weights : pixels;
@@ -177,6 +176,8 @@ PointwisePlan bind(Conv2dPass pass, const Conv2dParams& params) {
     } else if (dgrad && problem.stride_h > 1 && params.output.stride_h % result.store_vector != 0) {
       result.store_vector = 1;
     }
+    result.cell_pairs = dgrad && !result.pixels_in_rows && result.store_vector == 1 && problem.w % 2 == 0 &&
+                        starts_words(params.output, problem.stride_w);
   }
   plan.lie = choose_lie(result.a, result.b);
   return plan;
@@ -259,9 +260,24 @@ std::optional<TileChoice> choose_tile(const PointwisePlan& plan, bool splittable
   return best;
 }
 
-std::string access_text(int vector) {
-  if (vector == 1) return "single elements";
-  return std::to_string(vector * kElementBytes) + " bytes";
+// What a lane moves at a time; `stride` is the way to its neighbour's.
+std::string access_text(int vector, int64_t stride, int element_bytes = kElementBytes) {
+  if (vector > 1) return std::to_string(vector * element_bytes) + " bytes";
+  std::string text = "single elements";
+  if (stride > 1) text += stride < kSectorElements ? ", " + std::to_string(stride) + " apart" : ", far apart";
+  return text;
+}
+
+std::string load_text(const PointwiseOperand& operand, bool across) {
+  return access_text(operand.vector, (across ? operand.row : operand.reduction).stride_w);
+}
+
+std::string store_text(const PointwisePlan& plan) {
+  const PointwiseParams& params = plan.params;
+  if (plan.splits > 1)
+    return "partial sums in stores of " + access_text(params.store_vector, 1, sizeof(float));
+  if (params.cell_pairs) return "results in stores of 4 bytes, with a zero each";
+  return "results in stores of " + access_text(params.store_vector, params.out_column.stride_w);
 }
 
 }  // namespace
@@ -317,12 +333,11 @@ std::optional<PointwisePlan> plan_pointwise(Conv2dPass pass, const Conv2dParams&
   plan.text =
       std::to_string(choice.rows) + "x" + std::to_string(choice.columns) + "x" + std::to_string(shape.depth);
   const bool pixels_first = pass == Conv2dPass::kWgrad || result.pixels_in_rows;
-  const PointwiseOperand& first = pixels_first ? result.a : result.b;
-  const PointwiseOperand& second = pixels_first ? result.b : result.a;
+  const std::string a = load_text(result.a, plan.lie == PointwiseLie::kBothAcross);
+  const std::string b = load_text(result.b, plan.lie != PointwiseLie::kBothAlong);
   plan.reason = std::string("1x1: a product on tensor cores; ") + (pass == Conv2dPass::kFprop ? "x" : "dy") +
-                " in loads of " + access_text(first.vector) + ", " +
-                (pass == Conv2dPass::kWgrad ? "x" : "w") + " of " + access_text(second.vector) +
-                ", results in stores of " + access_text(result.store_vector);
+                " in loads of " + (pixels_first ? a : b) + ", " + (pass == Conv2dPass::kWgrad ? "x" : "w") +
+                " of " + (pixels_first ? b : a) + ", " + store_text(plan);
   if (choice.tile == PointwiseTile::kSmall) plan.reason += "; few results: warps share the reduction";
   return plan;
 }

@@ -12,20 +12,19 @@
 
 namespace fastcnn::pointwise {
 
-// Zeros beside V neighbouring columns that stand at `output`; where paired, the first pixel's neighbour has
-// its own already, and two pixels are a word.
+// Zeros beside V neighbouring columns that stand at `output`; a pair's own is there already.
 template <class T, int V>
-__device__ inline void store_zeros(const PointwiseParams& params, int row, int column, T* output,
-                                   bool paired) {
+__device__ inline void store_zeros(const PointwiseParams& params, int row, int column, T* output) {
   int pixel, w;
   params.image_pixels.divide(params.pixels_in_rows ? row : column, pixel);
   const int h = params.image_width.divide(pixel, w);
   const int rows = min(params.cell_h, params.image_h - h * params.cell_h);
   const int columns = min(params.cell_w, params.image_w - w * params.cell_w);
+  const bool pairs = V == 1 && params.cell_pairs;
   for (int i = 0; i < rows; ++i) {
     T* line = output + i * params.cell_stride_h;
-    if (V == 1 && paired && i > 0) store_global<2>(line, Vector<T, 2>{});
-    for (int j = paired ? 2 : i == 0 ? 1 : 0; j < columns; ++j) {
+    if (pairs && i > 0) store_global<2>(line, Vector<T, 2>{});
+    for (int j = pairs ? 2 : i == 0 ? 1 : 0; j < columns; ++j) {
       store_global<V>(line + j * params.cell_stride_w, Vector<T, V>{});
     }
   }
@@ -52,7 +51,7 @@ __device__ inline void store_part(const PointwiseParams& params, int row, int co
   }
   T* output = static_cast<T*>(params.output) + offset;
   store_global<V>(output, finish<T>(params.epilogue, sum, bias, offset));
-  if (params.cell_h * params.cell_w > 1) store_zeros<T, V>(params, row, column, output, false);
+  if (params.cell_h * params.cell_w > 1) store_zeros<T, V>(params, row, column, output);
 }
 
 // 8 columns in parts of V. A loop with one copy of the epilogue: the parts move down to the first place.
@@ -108,9 +107,6 @@ __device__ inline void store_column(const PointwiseParams& params, const Item& i
   if (count <= 0) return;
   const int64_t offset = params.out_column.offset(column);
   T* output = static_cast<T*>(params.output);
-  int w;
-  params.image_width.divide(column, w);
-  const bool paired = params.cell_pairs && w * params.cell_w + 1 < params.image_w;
   Epilogue rest = params.epilogue;  // bias and residual are added here, in finish's order
   rest.bias = rest.residual = nullptr;
   float left[8];
@@ -139,7 +135,7 @@ __device__ inline void store_column(const PointwiseParams& params, const Item& i
     const float sum[1] = {left[0]}, bias[1] = {};
     const int64_t at = offset + params.out_row.offset(row + r);
     const Vector<T, 1> result = finish<T>(rest, sum, bias, at);
-    if (paired) {
+    if (params.cell_pairs) {
       store_global<2>(output + at, Vector<T, 2>{{result[0], from_accumulator<T>(0.0f)}});
     } else {
       store_global<1>(output + at, result);
@@ -150,7 +146,7 @@ __device__ inline void store_column(const PointwiseParams& params, const Item& i
   if (params.cell_h * params.cell_w == 1) return;
 #pragma unroll 1
   for (int r = 0; r < count; ++r) {
-    store_zeros<T, 1>(params, row + r, column, output + offset + params.out_row.offset(row + r), paired);
+    store_zeros<T, 1>(params, row + r, column, output + offset + params.out_row.offset(row + r));
   }
 }
 
