@@ -5,14 +5,15 @@
 // of shared memory by cp.async, so that loads fly while sums are finished and stored. ldmatrix brings
 // fragments, transposing where rows lie side by side. A warp owns 64 rows x 32 columns; in the small tile,
 // for few results, four warps share 32 x 32 and take a quarter of each piece of the reduction, and their sums
-// meet in shared memory, in order. Lanes exchange sums so that each stores 8 neighbouring columns: 64 bytes
-// of a row a warp. The bias gradient is one more product, of the same A and ones, by the blocks of the first
-// columns. Floor: bytes of the three tensors once, 2*N*P*Q*K*C flops. What the tiles read again comes from
-// L2: A once for each tile of 128 (64, 32) columns, B for each of 128 (32) rows, a bias for each row from L1.
-// Bound by memory at ResNet's 56x56 and 28x28 layers (51 to 102 flops a byte); beyond that by shared memory,
-// 24 wavefronts for 16 mma, and the tensor cores. Registers (ptxas, bfloat16; sm_80, sm_90a): wide tile 127,
-// 128, two blocks an SM; narrow 148, 151 and small 113, 118, three. Why: on FMA units 1x1 layers of 64
-// channels and more need a multiple of their bytes' time.
+// meet in shared memory, in order. Lanes exchange sums so that each stores 8 neighbouring columns, or, where
+// these are no aligned vectors, each warp 32 neighbours: 64 bytes of a row a warp either way. The bias
+// gradient is one more product, of the same A and ones, by the blocks of the first columns. Floor: bytes of
+// the three tensors once, 2*N*P*Q*K*C flops. What the tiles read again comes from L2: A once for each tile of
+// 128 (64, 32) columns, B for each of 128 (32) rows, a bias for each row from L1. Bound by memory at ResNet's
+// 56x56 and 28x28 layers (51 to 102 flops a byte); beyond that by shared memory, 24 wavefronts for 16 mma,
+// and the tensor cores. Registers (ptxas, bfloat16; sm_80, sm_90a): wide tile 128, 128, two blocks an SM;
+// narrow 144, 148 and small 128, 127, three. Why: on FMA units 1x1 layers of 64 channels and more need a
+// multiple of their bytes' time.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -2,12 +2,15 @@
 //
 // A tile is lines of elements that lie side by side in both memories: rows of the product by a piece of the
 // reduction, or the other way round. It moves in chunks of 8 elements: 16-byte cp.async where the tensor is
-// aligned to that, two of 8 bytes where to that (14x14 images in NCHW). Where it is to neither (7x7 images, a
-// stride or an odd C), lanes run along the lines and elements move one by one through registers: a warp asks
-// for 32 neighbours at a time, and up to 16 times before it waits. On its way back through an activation, the
-// output gradient waits in shared memory beside what the activation saved, until the thread that copied both
-// joins them. What does not exist is zero in both operands: no product of it can be NaN. Lines are padded by
-// 16 bytes, which puts 8 neighbouring ones into different banks for ldmatrix.
+// aligned to that, two of 8 bytes where to that (14x14 images in NCHW). Where to neither (7x7 images in NCHW,
+// a stride there, an odd C in NHWC), lanes run along the lines and elements go one by one through registers:
+// a warp's load is 32 neighbours of few sectors, and a thread has up to 16 loads in flight before it waits.
+// Shifting aligned vectors into place instead takes about as many instructions and wavefronts (8 elements:
+// three 8-byte loads, 9 shifts and selections, one store, and twice that where a row or image ends in
+// between), and the tensor's ends apart. On its way back through an activation, the output gradient waits in
+// shared memory beside what the activation saved, until a thread joins both. What does not exist is zero in
+// both operands: no product of it can be NaN. Lines are padded by 16 bytes, which puts 8 neighbouring ones
+// into different banks for ldmatrix.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -81,7 +84,8 @@ class OperandLoader {
     }
   }
 
-  // Joins this thread's own chunks of a stage, once they have arrived.
+  // Joins this thread's chunks of a stage, once they have arrived: its own copies, or, of single elements,
+  // what others stored before the last barrier.
   __device__ void apply_activation(Stages& stages, const Stages& saved, int stage) const {
 #pragma unroll 1
     for (int i = 0; i < Tile::kChunks; ++i) {
