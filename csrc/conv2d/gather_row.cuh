@@ -1,4 +1,5 @@
-// From the layout of mma's sums to runs of 8 columns, which one lane can store as 16 bytes.
+// From the layout of mma's sums to runs of 8 columns, which one lane can store as 16 bytes, or to lanes that
+// hold neighbouring columns of a row, which a warp stores together.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -42,6 +43,29 @@ __device__ inline void gather_row(const Word (&pairs)[4][2], int t, Word (&row)[
       row[4 + i * 2 + j] = t & 2 ? half[i][0][j] : half[i][1][j];
     }
   }
+}
+
+// Eight rows of 32 columns, of which lane 4 * r + t holds columns 8 * n + 2 * t + i of row r as pairs[n][i]:
+// afterwards the lane holds a column, gathered_column(lane), of all rows.
+template <class Word>
+__device__ inline void gather_column(const Word (&pairs)[4][2], int lane, Word (&rows)[8]) {
+#pragma unroll
+  for (int i = 0; i < 8; ++i) rows[i] = pairs[i / 2][i % 2];
+  // Each step turns a bit of the row from the lane's number into the word's, and one of the column back.
+#pragma unroll
+  for (int bit = 4; bit >= 1; bit /= 2) {
+    const int apart = bit * 4;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      if (i & bit) continue;
+      Word &low = rows[i], &high = rows[i + bit];
+      const Word got = __shfl_xor_sync(0xffffffffu, lane & apart ? low : high, apart);
+      (lane & apart ? low : high) = got;
+    }
+  }
+}
+__device__ inline int gathered_column(int lane) {
+  return lane / 8 * 8 + lane % 4 * 2 + lane / 4 % 2;
 }
 
 }  // namespace fastcnn

@@ -5,14 +5,15 @@
 // of shared memory by cp.async, so that loads fly while sums are finished and stored. ldmatrix brings
 // fragments, transposing where rows lie side by side. A warp owns 64 rows x 32 columns; in the small tile,
 // for few results, four warps share 32 x 32 and take a quarter of each piece of the reduction, and their sums
-// meet in shared memory, in order. Lanes exchange sums so that each stores 8 neighbouring columns: 64 bytes
-// of a row a warp. The bias gradient is one more product, of the same A and ones, by the blocks of the first
-// columns. Floor: bytes of the three tensors once, 2*N*P*Q*K*C flops. What the tiles read again comes from
-// L2: A once for each tile of 128 (64, 32) columns, B for each of 128 (32) rows, a bias for each row from L1.
-// Bound by memory at ResNet's 56x56 and 28x28 layers (51 to 102 flops a byte); beyond that by shared memory,
-// 24 wavefronts for 16 mma, and the tensor cores. Registers (ptxas, bfloat16; sm_80, sm_90a): wide tile 127,
-// 128, two blocks an SM; narrow 148, 151 and small 113, 118, three. Why: on FMA units 1x1 layers of 64
-// channels and more need a multiple of their bytes' time.
+// meet in shared memory, in order. Lanes exchange sums so that each stores 8 neighbouring columns, or, where
+// these are no aligned vectors, each warp 32 neighbours: 64 bytes of a row a warp either way. The bias
+// gradient is one more product, of the same A and ones, by the blocks of the first columns. Floor: bytes of
+// the three tensors once, 2*N*P*Q*K*C flops. What the tiles read again comes from L2: A once for each tile of
+// 128 (64, 32) columns, B for each of 128 (32) rows, a bias for each row from L1. Bound by memory at ResNet's
+// 56x56 and 28x28 layers (51 to 102 flops a byte); beyond that by shared memory, 24 wavefronts for 16 mma,
+// and the tensor cores. Registers (ptxas, bfloat16; sm_80, sm_90a): wide tile 128, 128, two blocks an SM;
+// narrow 144, 148 and small 128, 127, three. Why: on FMA units 1x1 layers of 64 channels and more need a
+// multiple of their bytes' time.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -21,7 +22,6 @@
 #include <type_traits>
 
 #include "common/launch.h"
-#include "conv2d/gather_row.cuh"
 #include "conv2d/pointwise_operand.cuh"
 #include "conv2d/pointwise_store.cuh"
 #include "ptx/ldmatrix.cuh"
@@ -73,28 +73,6 @@ struct SharedSavedA : Shared<Tile> {
 template <class Tile>
 struct SharedSavedB : Shared<Tile> {
   typename Tile::B::Stages saved;
-};
-
-// What a block computes at a time: which part of the result, over which pieces of the reduction.
-struct Item {
-  Range rows, columns;
-  int split, step, step_end;
-
-  __device__ Item(const PointwiseParams& params, int index) {
-    int tile, row_tile, column_tile;
-    split = params.tiles.divide(index, tile);
-    if (params.row_tiles_first) {
-      column_tile = params.row_tiles.divide(tile, row_tile);
-    } else {
-      row_tile = params.column_tiles.divide(tile, column_tile);
-    }
-    rows.first = row_tile * params.tile_rows;
-    rows.end = min(rows.first + params.tile_rows, params.out_row.extent);
-    columns.first = column_tile * params.tile_columns;
-    columns.end = min(columns.first + params.tile_columns, params.out_column.extent);
-    step = split * params.split_steps;
-    step_end = min(step + params.split_steps, params.steps);
-  }
 };
 
 // The loads of a block, ahead of its products.
@@ -186,14 +164,14 @@ __global__ __launch_bounds__(Tile::kThreads,
   float sums[kMT][kNT][4] = {};
   float bias_sums[kBT][4] = {};
   // Without rows or columns of its own a warp multiplies nothing, but loads and waits with the others.
-  int steps = 0;
-  bool active = false, sums_bias = false;
+  constexpr int kMultiplies = 1, kSumsBias = 2;  // in one word: flags would take a register each
+  int steps = 0, duties = 0;
   const auto enter = [&](int index) {
     const Item item(params, index);
     steps = item.step_end - item.step;
     const bool has_rows = item.rows.first + warp_row < item.rows.end;
-    active = has_rows && item.columns.first + warp_column < item.columns.end;
-    sums_bias = has_rows && params.bias_grad != nullptr && item.columns.first == 0;
+    duties = has_rows && item.columns.first + warp_column < item.columns.end ? kMultiplies : 0;
+    if (has_rows && params.bias_grad != nullptr && item.columns.first == 0) duties |= kSumsBias;
   };
 
   LoadStream<Tile> loads(params);
@@ -210,7 +188,7 @@ __global__ __launch_bounds__(Tile::kThreads,
     stage = stage == kPointwiseStages - 1 ? 0 : stage + 1;
     if (++step <= 0) continue;
 
-    if (active) {
+    if (duties & kMultiplies) {
 #pragma unroll
       for (int k = 0; k < Tile::kWarpSteps; ++k) {
         uint32_t a[kMT][4], b[kNT][2];
@@ -234,7 +212,7 @@ __global__ __launch_bounds__(Tile::kThreads,
         }
       }
     }
-    if (sums_bias) {
+    if (duties & kSumsBias) {
       const uint32_t ones[2] = {pair_of_ones<T>(), pair_of_ones<T>()};
 #pragma unroll
       for (int k = 0; k < Tile::kWarpSteps; ++k) {
@@ -251,17 +229,16 @@ __global__ __launch_bounds__(Tile::kThreads,
     if (step < steps) continue;
 
     const Item item(params, index);
-
-    const int run_column = item.columns.first + warp_column + lane % 4 * 8;
+    const int first_column = item.columns.first + warp_column;
     if constexpr (Tile::kDepthWarps == 1) {
-      if (sums_bias) {
+      if (duties & kSumsBias) {
 #pragma unroll
         for (int i = 0; i < kBT; ++i) {
 #pragma unroll
           for (int half = 0; half < 2; ++half) {
             const int row = item.rows.first + warp_row + (column_warp * kBT + i) * 16 + half * 8 + lane / 4;
             if (lane % 4 == 0) {
-              store_bias_grad<T>(params, item.split, row, item.rows.end, bias_sums[i][half * 2]);
+              store_bias_grad<T>(params, item, row, bias_sums[i][half * 2]);
             }
             bias_sums[i][half * 2] = bias_sums[i][half * 2 + 1] = 0;
           }
@@ -269,24 +246,23 @@ __global__ __launch_bounds__(Tile::kThreads,
       }
       // A loop with one copy of the epilogue: sums move down to the first place.
 #pragma unroll 1
-      for (int m = 0; m < kMT; ++m) {
+      for (int unit = 0; unit < Tile::kUnits; ++unit) {
+        float pairs[4][2];
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          float pairs[4][2], run[8];
+        for (int i = 0; i < 8; ++i) pairs[i / 2][i % 2] = sums[0][i / 2][i % 2];
+        store_rows<T>(params, item, item.rows.first + warp_row + unit * 8, first_column, pairs);
+        if (unit % 2 == 0) {
 #pragma unroll
-          for (int n = 0; n < 4; ++n) {
-            pairs[n][0] = sums[0][n][half * 2];
-            pairs[n][1] = sums[0][n][half * 2 + 1];
+          for (int i = 0; i < 8; ++i) sums[0][i / 2][i % 2] = sums[0][i / 2][2 + i % 2];
+        } else {
+#pragma unroll
+          for (int i = 0; i < 16; ++i) {
+#pragma unroll
+            for (int later = 1; later < kMT; ++later) {
+              sums[later - 1][i / 4][i % 4] = sums[later][i / 4][i % 4];
+            }
+            sums[kMT - 1][i / 4][i % 4] = 0;
           }
-          gather_row(pairs, lane % 4, run);
-          const int row = item.rows.first + warp_row + m * 16 + half * 8 + lane / 4;
-          store_run<T>(params, item.split, row, item.rows.end, run_column, item.columns.end, run);
-        }
-#pragma unroll
-        for (int i = 0; i < 16; ++i) {
-#pragma unroll
-          for (int later = 1; later < kMT; ++later) sums[later - 1][i / 4][i % 4] = sums[later][i / 4][i % 4];
-          sums[kMT - 1][i / 4][i % 4] = 0;
         }
       }
     } else {
@@ -310,13 +286,13 @@ __global__ __launch_bounds__(Tile::kThreads,
 #pragma unroll
         for (int i = 0; i < Sums::kLaneSums; ++i) total[i] += shared.sums.load(Sums::place(other, warp, i));
       }
-      float pairs[4][2], run[8];
+      float pairs[4][2];
 #pragma unroll
       for (int i = 0; i < 8; ++i) pairs[i / 2][i % 2] = total[i];
-      gather_row(pairs, lane % 4, run);
-      const int row = item.rows.first + warp * 8 + lane / 4;
-      store_run<T>(params, item.split, row, item.rows.end, run_column, item.columns.end, run);
-      if (sums_bias && lane % 4 == 0) store_bias_grad<T>(params, item.split, row, item.rows.end, total[8]);
+      const int row = item.rows.first + warp * 8;
+      store_rows<T>(params, item, row, first_column, pairs);
+      if ((duties & kSumsBias) != 0 && lane % 4 == 0)
+        store_bias_grad<T>(params, item, row + lane / 4, total[8]);
     }
     index += gridDim.x;
     step = 0;

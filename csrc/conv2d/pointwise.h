@@ -27,8 +27,7 @@ namespace fastcnn {
 // Where the elements along one axis stand: pixels of images, or channels (a line).
 struct PointwiseAxis {
   int64_t stride_n = 0, stride_h = 0, stride_w = 0;  // 0 where never walked
-  int64_t next_row = 0, next_image = 0;  // from the end of a row, of an image, to the next one's start
-  FastDiv image, width;                  // pixels of an image, of a row
+  FastDiv image, width;                              // pixels of an image, of a row
   int extent = 0;
   bool line = true;  // stride_w from end to end
 
@@ -45,20 +44,23 @@ struct PointwiseOperand {
   const void* data = nullptr;
   GradActivation activation;  // of the output gradient
   PointwiseAxis row, reduction;
-  int vector = 1;  // elements that always lie side by side and aligned, along the axis that the tile has so
+  // Elements that always lie side by side and aligned, along the axis that the tile has so; 1: lanes run
+  // along it.
+  int vector = 1;
 };
 
 struct PointwiseParams {
   PointwiseOperand a, b;
   void* output = nullptr;
   PointwiseAxis out_row, out_column;
-  int store_vector = 1;
+  int store_vector = 1;  // columns that a lane stores at a time, of partial sums too; 1: lanes run along them
   Epilogue epilogue;
   bool bias_vector = false;  // biases are columns' and aligned as 8
   bool pixels_in_rows = true;
   // dgrad: input pixels of an output pixel's cell, those that exist, and how far they are apart.
   int cell_h = 1, cell_w = 1, image_h = 0, image_w = 0;
   int64_t cell_stride_h = 0, cell_stride_w = 0;
+  bool cell_pairs = false;            // the first two pixels of a cell's rows are aligned words
   FastDiv image_pixels, image_width;  // of the output image, the pixels that are counted
   // wgrad
   void* bias_grad = nullptr;

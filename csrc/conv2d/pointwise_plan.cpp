@@ -13,6 +13,7 @@ namespace {
 constexpr int64_t kMostWorkspace = int64_t{64} << 20;
 constexpr int64_t kMostIndex = int64_t{1} << 30;
 constexpr int kElementBytes = 2;
+constexpr int kSectorElements = 16;       // that memory brings together
 constexpr int kLeastSplitElements = 256;  // of the reduction: less spends its time on the tile's ends
 
 // n images of h x w elements with these strides, told with as few dimensions as the strides allow.
@@ -35,8 +36,6 @@ PointwiseAxis make_axis(int64_t n, int64_t h, int64_t w, int64_t stride_n, int64
   axis.stride_n = n > 1 ? stride_n : 0;
   axis.stride_h = h > 1 ? stride_h : 0;
   axis.stride_w = w > 1 ? stride_w : 0;
-  axis.next_row = axis.stride_h - w * axis.stride_w;
-  axis.next_image = axis.stride_n - h * axis.stride_h;
   axis.image = FastDiv(static_cast<int>(h * w));
   axis.width = FastDiv(static_cast<int>(w));
   axis.line = n == 1 && h == 1;
@@ -68,6 +67,16 @@ int vector_along(const PointwiseAxis& axis, const PointwiseAxis& other, const vo
   return 1;
 }
 
+// Whether every step-th pixel of a row, for any row, channel and image, begins an aligned word of two.
+bool starts_words(const TensorView& view, int step) {
+  bool aligned = view.stride_w == 1 && step % 2 == 0 &&
+                 reinterpret_cast<uintptr_t>(view.data) % (2 * kElementBytes) == 0;
+  for (const int64_t stride : {view.stride_n, view.stride_c, view.stride_h}) {
+    aligned = aligned && stride % 2 == 0;
+  }
+  return aligned;
+}
+
 PointwiseOperand make_operand(const TensorView& view, const PointwiseAxis& row,
                               const PointwiseAxis& reduction, const GradActivation& activation = {}) {
   PointwiseOperand operand;
@@ -78,18 +87,20 @@ PointwiseOperand make_operand(const TensorView& view, const PointwiseAxis& row,
   return operand;
 }
 
-// Chooses how the tiles lie by how wide their loads are then; at equal width, neighbours in memory lie side
-// by side.
+// Chooses how the tiles lie by how wide their loads are then; at equal width, what lies side by side in
+// memory, or at least close, does so in the tile.
 PointwiseLie choose_lie(PointwiseOperand& a, PointwiseOperand& b) {
   const auto vector = [](const PointwiseOperand& operand, bool across) {
     const PointwiseAxis& line = across ? operand.row : operand.reduction;
-    const int found =
-        vector_along(line, across ? operand.reduction : operand.row, operand.data, operand.activation.saved);
-    return found;
+    return vector_along(line, across ? operand.reduction : operand.row, operand.data,
+                        operand.activation.saved);
   };
   const auto worth = [&](const PointwiseOperand& operand, bool across) {
     const PointwiseAxis& line = across ? operand.row : operand.reduction;
-    return 2 * vector(operand, across) + (line.stride_w == 1 ? 1 : 0);
+    const int neighbours = line.stride_w == 1                                   ? 2
+                           : line.extent > 1 && line.stride_w < kSectorElements ? 1
+                                                                                : 0;
+    return 3 * vector(operand, across) + neighbours;
   };
   PointwiseLie best = PointwiseLie::kBothAlong;
   int most = 0;
@@ -165,6 +176,8 @@ PointwisePlan bind(Conv2dPass pass, const Conv2dParams& params) {
     } else if (dgrad && problem.stride_h > 1 && params.output.stride_h % result.store_vector != 0) {
       result.store_vector = 1;
     }
+    result.cell_pairs = dgrad && !result.pixels_in_rows && result.store_vector == 1 && problem.w % 2 == 0 &&
+                        starts_words(params.output, problem.stride_w);
   }
   plan.lie = choose_lie(result.a, result.b);
   return plan;
@@ -247,9 +260,24 @@ std::optional<TileChoice> choose_tile(const PointwisePlan& plan, bool splittable
   return best;
 }
 
-std::string access_text(int vector) {
-  if (vector == 1) return "single elements";
-  return std::to_string(vector * kElementBytes) + " bytes";
+// What a lane moves at a time; `stride` is the way to its neighbour's.
+std::string access_text(int vector, int64_t stride, int element_bytes = kElementBytes) {
+  if (vector > 1) return std::to_string(vector * element_bytes) + " bytes";
+  std::string text = "single elements";
+  if (stride > 1) text += stride < kSectorElements ? ", " + std::to_string(stride) + " apart" : ", far apart";
+  return text;
+}
+
+std::string load_text(const PointwiseOperand& operand, bool across) {
+  return access_text(operand.vector, (across ? operand.row : operand.reduction).stride_w);
+}
+
+std::string store_text(const PointwisePlan& plan) {
+  const PointwiseParams& params = plan.params;
+  if (plan.splits > 1)
+    return "partial sums in stores of " + access_text(params.store_vector, 1, sizeof(float));
+  if (params.cell_pairs) return "results in stores of 4 bytes, with a zero each";
+  return "results in stores of " + access_text(params.store_vector, params.out_column.stride_w);
 }
 
 }  // namespace
@@ -299,17 +327,17 @@ std::optional<PointwisePlan> plan_pointwise(Conv2dPass pass, const Conv2dParams&
     result.split_elements = rows * result.out_column.extent + (result.bias_grad != nullptr ? rows : 0);
     if (plan.splits > 1) {
       plan.workspace_bytes = static_cast<size_t>(plan.splits * result.split_elements) * sizeof(float);
+      result.store_vector = result.split_elements % 4 == 0 && result.out_column.extent % 4 == 0 ? 4 : 1;
     }
   }
   plan.text =
       std::to_string(choice.rows) + "x" + std::to_string(choice.columns) + "x" + std::to_string(shape.depth);
   const bool pixels_first = pass == Conv2dPass::kWgrad || result.pixels_in_rows;
-  const PointwiseOperand& first = pixels_first ? result.a : result.b;
-  const PointwiseOperand& second = pixels_first ? result.b : result.a;
+  const std::string a = load_text(result.a, plan.lie == PointwiseLie::kBothAcross);
+  const std::string b = load_text(result.b, plan.lie != PointwiseLie::kBothAlong);
   plan.reason = std::string("1x1: a product on tensor cores; ") + (pass == Conv2dPass::kFprop ? "x" : "dy") +
-                " in loads of " + access_text(first.vector) + ", " +
-                (pass == Conv2dPass::kWgrad ? "x" : "w") + " of " + access_text(second.vector) +
-                ", results in stores of " + access_text(result.store_vector);
+                " in loads of " + (pixels_first ? a : b) + ", " + (pass == Conv2dPass::kWgrad ? "x" : "w") +
+                " of " + (pixels_first ? b : a) + ", " + store_text(plan);
   if (choice.tile == PointwiseTile::kSmall) plan.reason += "; few results: warps share the reduction";
   return plan;
 }

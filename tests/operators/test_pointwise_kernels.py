@@ -57,6 +57,9 @@ SHAPES = [
     pointwise("stride-of-rows", 16, 16, (7, 16), stride=(3, 1)),
     pointwise("stride-of-columns", 16, 16, (4, 9), stride=(1, 2)),
     pointwise("stride-over-image", 16, 8, (3, 4), stride=(5, 7)),
+    pointwise("stride-2-to-7x7", 40, 33, (14, 14), stride=(2, 2)),
+    pointwise("stride-2-odd-channels", 33, 17, (6, 9), stride=(2, 2), batch=3),
+    pointwise("stride-3x2-of-pairs", 9, 16, (7, 10), stride=(3, 2)),
 ]
 
 
@@ -124,14 +127,14 @@ def test_any_layout(chip, layout, stride):
         check(pointwise("", 24, 16, (8, 8), stride=stride), torch.float16, layout)
 
 
-@pytest.mark.parametrize("aligned", [True, False], ids=["aligned", "off-by-4"])
-def test_views_of_a_wider_channels_last_tensor(chip, aligned):
+@pytest.mark.parametrize("vector", [8, 4, 1], ids=["aligned", "off-by-4", "off-by-1"])
+def test_views_of_a_wider_channels_last_tensor(chip, vector):
     """DenseNet's concatenations: the next pixel is farther away than the channels are many. Off by 4
-    channels, loads are narrower."""
+    channels, loads are narrower; off by one, they are of single elements."""
     chip(1)
     case = pointwise("", 32, 40, (6, 7))
     x, w, bias, dy = tensors(case, torch.bfloat16, "nhwc", integers)
-    start = 8 if aligned else 4
+    start = vector
     wide_x = torch.full((2, 6, 7, 64), 99.0, dtype=x.dtype)
     wide_dy = torch.full((2, 6, 7, 56), 99.0, dtype=x.dtype)
     view_x = wide_x[..., start : start + 32].permute(0, 3, 1, 2).copy_(x)
@@ -144,7 +147,7 @@ def test_views_of_a_wider_channels_last_tensor(chip, aligned):
     gathered = [x, dy, x]
     for launch, tensor in zip(controls().launches(), gathered, strict=False):
         bytes_of_one = tensor.numel() * tensor.element_size()
-        assert (16 if aligned else 8) * launch["global_loads"][16 if aligned else 8] >= bytes_of_one
+        assert 2 * vector * launch["global_loads"][2 * vector] >= bytes_of_one
 
 
 @pytest.mark.parametrize("layouts", [("nhwc", "nchw"), ("nchw", "nhwc")], ids=str)
@@ -244,6 +247,9 @@ LAYERS = [
     pointwise("28-c128-k128", 128, 128, (28, 28), batch=1),
     pointwise("14-c96-k24", 96, 24, (14, 14), batch=4),
     pointwise("56-c64-k128-s2", 64, 128, (56, 28), batch=1, stride=(2, 2)),
+    pointwise("7-c96-k40", 96, 40, (7, 7), batch=8),
+    pointwise("odd-c63-k33", 63, 33, (19, 19), batch=1),
+    pointwise("14-c64-k48-s2", 64, 48, (14, 14), batch=4, stride=(2, 2)),
 ]
 
 
@@ -301,6 +307,48 @@ def test_plans_say_what_they_do(emulated_on_cpu, layout):
     assert "x in loads of 16 bytes" in plan("fprop", 32, 64, 64, 28, layout="nchw").reason
 
 
+def test_plans_say_what_single_elements_are(emulated_on_cpu):
+    """Lanes run along what lies closest."""
+    assert "x in loads of single elements, w of 16" in plan("fprop", 32, 512, 2048, 7, layout="nchw").reason
+    assert "stores of single elements" in plan("fprop", 32, 512, 2048, 7, layout="nchw").reason
+    assert "x in loads of single elements, w" in plan("fprop", 32, 65, 64, 28).reason
+    assert "x in loads of single elements, 2 apart, w" in plan("fprop", 8, 64, 96, 28, 2, "nchw").reason
+    assert "x of single elements, 2 apart," in plan("wgrad", 8, 64, 96, 28, 2, "nchw").reason
+    assert "stores of 4 bytes, with a zero each" in plan("dgrad", 8, 64, 96, 28, 2, "nchw").reason
+    assert "stores of single elements, 2 apart" in plan("dgrad", 8, 64, 96, 27, 2, "nchw").reason
+    assert "partial sums in stores of 16 bytes" in plan("wgrad", 32, 64, 96, 28).reason
+    assert "partial sums in stores of single elements" in plan("wgrad", 32, 63, 96, 28).reason
+
+
+def test_strided_gradients_are_stored_with_their_zeros(chip):
+    """By words of two pixels where rows are even, by elements otherwise."""
+    chip(1)
+    for width, words in ((16, 1), (15, 0)):
+        case = pointwise("", 16, 24, (6, width), stride=(2, 2))
+        _, w, _, dy = tensors(case, torch.float16, "nchw", integers)
+        controls().reset()
+        dx = OPS.conv2d_dgrad(dy, w, *case.input[2:], *case.geometry, False, False)
+        (launch,) = controls().launches()
+        assert launch["global_stores"][4] == words * dx.numel() // 2
+        assert launch["global_stores"][2] == (1 - words) * dx.numel()
+
+
+@pytest.mark.parametrize("layout", ["nhwc", "nchw"])
+@pytest.mark.parametrize(("channels", "filters"), [(9, 17), (12, 17), (17, 8)])
+def test_partial_sums_of_any_size(chip, channels, filters, layout):
+    """Splits of odd matrices, and of even ones with an odd bias gradient behind each."""
+    chip(132)
+    case = pointwise("", channels, filters, (27, 27), batch=1)
+    x, _, _, dy = tensors(case, HALVES[layout], layout, integers)
+    controls().reset()
+    dw, db = OPS.conv2d_act_wgrad(
+        dy, None, x, *case.kernel, *case.geometry, "none", 0.0, True, layout == "nhwc", False
+    )
+    assert launched() == ["pointwise_wgrad_mma", "split_sum"]
+    assert_exact(dw, torch.einsum("nkhw,nchw->kc", dy.double(), x.double())[..., None, None], "wgrad")
+    assert_exact(db, dy.double().sum((0, 2, 3)), "bias")
+
+
 @pytest.mark.parametrize("layout", ["nhwc", "nchw"])
 @pytest.mark.parametrize(
     ("channels", "filters", "size"),
@@ -333,7 +381,7 @@ def test_small_problems_are_not_split(emulated_on_cpu):
 @pytest.mark.parametrize("layout", ["nhwc", "nchw"])
 @pytest.mark.parametrize("activation", ["relu", "gelu", "leaky_relu"])
 @pytest.mark.parametrize("sm_count", [132, 1])
-@parametrize("case", some("half-vectors", "stride-2", "tile-plus-vector"))
+@parametrize("case", some("half-vectors", "stride-2", "planes-of-49", "tile-plus-vector"))
 def test_fused_backward_is_the_unfused_one(chip, case, sm_count, activation, layout):
     """Bit for bit; and the bias gradient that wgrad sums beside its own is exact on whole numbers."""
     chip(sm_count)
@@ -380,7 +428,7 @@ def test_the_backward_fits_chips_of_little_shared_memory(emulated_on_cpu):
 
 @pytest.mark.parametrize("layout", ["nhwc", "nchw"])
 @pytest.mark.parametrize("sm_count", [132, 1])
-@parametrize("case", some("vector-plus-1", "half-vectors", "tile", "stride-2"))
+@parametrize("case", some("vector-plus-1", "half-vectors", "planes-of-49", "tile", "stride-2"))
 def test_epilogue(chip, case, sm_count, layout):
     """Bias, residual and activation, and what is kept for the backward."""
     chip(sm_count)
