@@ -217,14 +217,6 @@ bool choose_stage(Shape& shape, int columns, int64_t blocks, int64_t slots) {
   return best_rows != 0 && fits(shape, best_images, best_rows, columns);
 }
 
-// How long a chip takes for `blocks` blocks of one unit of work, in units that an SM does with all the blocks
-// that it holds at a time. The fewer it holds, the less it overlaps.
-double chip_time(int64_t blocks, int sm_count, int resident) {
-  const int64_t per_sm = ceil_div(blocks, sm_count), rest = per_sm % resident;
-  const double alone = rest == 0 ? 1 : (rest == 1 ? 1.6 : 1.1);
-  return static_cast<double>(per_sm - rest) + static_cast<double>(rest) * alone;
-}
-
 // Splits that keep the chip busy to the end and that bring little: partial sums, and rows of x where a split
 // begins within an image.
 int64_t choose_splits(const Shape& shape, int64_t blocks, const Chip& chip, int resident,
@@ -392,6 +384,12 @@ std::optional<DepthwisePlan> plan_layout(const Conv2dParams& conv, const Chip& c
 }
 
 }  // namespace
+
+double chip_time(int64_t blocks, int sm_count, int resident) {
+  const int64_t per_sm = ceil_div(blocks, sm_count), rest = per_sm % resident;
+  const double alone = rest == 0 ? 1 : (rest == 1 ? 1.6 : 1.1);
+  return static_cast<double>(per_sm - rest) + static_cast<double>(rest) * alone;
+}
 
 std::optional<DepthwisePlan> plan_depthwise_sweep(const Conv2dParams& params, const Chip& chip) {
   if (chip.shared_bytes_per_block < kSweepArenaBytes) return std::nullopt;

@@ -92,8 +92,8 @@ SHAPES = [
     layer("9x9", 8, (10, 6), 9),
     layer("9x9-stride-2", 8, (12, 11), 9, stride=(2, 2)),
     layer("11x3", 8, (13, 7), (11, 3)),
-    layer("31x31", 8, (12, 13), 31, batch=1),
-    layer("3x31", 8, (4, 33), (3, 31), batch=1),
+    layer("21x31-dilated", 8, (12, 13), (21, 31), dilation=(1, 2), batch=1),
+    layer("3x31-dilated", 8, (4, 33), (3, 31), dilation=(1, 2), batch=1),
 ]
 #: Layers that NCHW alone sweeps, or neither layout.
 NCHW_ONLY = [layer("odd-channels", 13, (7, 6), 3), layer("one-channel", 1, (17, 19), 5, batch=5)]
