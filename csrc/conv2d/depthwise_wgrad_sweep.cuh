@@ -54,8 +54,9 @@ struct SweepTile {
   static constexpr int kVector = sweep_vector(kChannelsLast, kWindow, kWhole);
   static constexpr int kXRows = (kRows - 1) * kStride + kWindow;
   static constexpr int kSums = kWindow * kWindow * kVector;
-  static constexpr int kThreads = kWhole ? kSweepThreads : kSweepMostThreads;
-  static constexpr int kBlocks = kWhole ? sweep_blocks(kChannelsLast, kWindow) : 1;
+  // As many as registers leave room for, in one block or several.
+  static constexpr int kThreads =
+      kWhole ? kSweepThreads * sweep_blocks(kChannelsLast, kWindow) : kSweepMostThreads;
 };
 
 template <class T>
@@ -578,7 +579,7 @@ __device__ inline void store_sums(const DepthwiseSweepParams& params, const Plac
 }
 
 template <class T, class Tile>
-__global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
+__global__ void __launch_bounds__(Tile::kThreads, 1)
     sweep_kernel(const __grid_constant__ DepthwiseSweepParams params) {
   auto& arena = shared_memory<StageShared<T>>().arena;
   const Place place = place_of<Tile>(params);
