@@ -10,13 +10,16 @@
 // memory when all is done; the splits are added by split_sum.
 //
 // Floor: bytes = x and dy once each; flops = 2*R*S per dy. Read beyond it: rows of x where strips of one
-// plane meet; dy once for each class of a stride; partial sums, written and read once. Bound: the FMA pipes.
-// A cell takes 128 FMAs for six 16-byte loads of shared memory (depthwise_cell.cuh): 21 for a load, where the
-// windows of the sweep have three to five. Cells skip rows of dy whose taps lie above or below the image, and
-// columns of dy, four at a time, that are beside it for all of the cell. Registers (ptxas, the most of both
-// architectures and all types): @REG@, three blocks of 256 threads an SM. Why stages are not brought while
-// another is summed: three blocks do that for each other, and the sums of a stage take long. Where dy is not
-// finite, cells go tap by tap and leave out the padding.
+// plane meet; dy once for each class of a stride; partial sums, written and read once. NHWC: a block takes
+// one to four channels of a sector, so that L2 gives a sector to several SMs. Bound: the FMA pipes. A cell
+// takes 128 FMAs for six 16-byte loads of shared memory (depthwise_cell.cuh), 21 for a load, where the
+// windows of the sweep have three to five. By the machine code (sm_90a) 256 of the 278 instructions of 16
+// taps are FMAs. Cells leave out rows of dy whose taps lie above or below the image, and columns of dy, four
+// at a time, that are beside it for all of the cell; taps past R and S, to whole cells, are FMAs for nothing.
+// Registers (ptxas, the most of both architectures and all types): 78, three blocks of 256 threads an SM. Why
+// stages are not brought while another one is summed: three blocks do that for each other, and a stage's sums
+// take long. Why one to four channels: cells of more would not leave whole planes room in shared memory.
+// Where dy is not finite, cells go one element of it at a time and leave out the padding.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -24,6 +24,7 @@ constexpr int64_t kSectorBytes = 32;
 // Partial sums weigh more than their bytes: blocks write them when nothing else is left to do, and split_sum
 // is a kernel of its own.
 constexpr double kSumsWeight = 4, kSecondKernelCycles = 4000;
+constexpr double kStripsWeight = 1.1;
 // What a block takes beside its stages, in stages.
 constexpr double kBlockStages = 0.25;
 
@@ -89,6 +90,7 @@ class LargeWgrad {
     const auto floats = [&](int64_t stage_rows) {
       return channels * (x_plane(stage_rows) + dy_plane(stage_rows));
     };
+    if (floats(1) > kLargeWgradFloats) return layout;
     int64_t strips = 1;
     while (strips <= problem_.p && floats(ceil_div(problem_.p, strips)) > kLargeWgradFloats) ++strips;
     if (strips > problem_.p || channels * cells > kLargeWgradThreads) return layout;
@@ -140,6 +142,8 @@ class LargeWgrad {
     const int64_t fetched = sides ? std::max(bytes, kSectorBytes / layout.channels) : bytes;
     const double work = fmas / kFmas + brought(layout) * (static_cast<double>(fetched) / kCacheBytes +
                                                           static_cast<double>(bytes) / kMemoryBytes);
+    // Strips bring rows again: only where that saves time.
+    const double strips_cost = strips(layout) > 1 ? kStripsWeight : 1;
     const int64_t most = std::min(layout.stages, std::max<int64_t>(1, kMostWorkspace / partial_bytes()));
     for (int64_t wanted = 1; wanted <= most;) {
       const int64_t stages = ceil_div(layout.stages, wanted), splits = ceil_div(layout.stages, stages);
@@ -147,8 +151,9 @@ class LargeWgrad {
       const double share =
           (static_cast<double>(stages) + kBlockStages) / static_cast<double>(layout.stages * layout.blocks);
       const double sums = kSumsWeight * static_cast<double>(2 * splits * partial_bytes()) / kMemoryBytes;
-      const double cycles = work * share * chip_time(layout.blocks * splits, chip_.sm_count, resident_) +
-                            (splits == 1 ? 0 : sums / chip_.sm_count + kSecondKernelCycles);
+      const double cycles =
+          strips_cost * work * share * chip_time(layout.blocks * splits, chip_.sm_count, resident_) +
+          (splits == 1 ? 0 : sums / chip_.sm_count + kSecondKernelCycles);
       if (layout.cycles == 0 || cycles < layout.cycles) {
         layout.cycles = cycles;
         layout.splits = splits;

@@ -17,9 +17,9 @@
 // without predicates; at an edge, rows of x outside count as zeros where all of dy is finite, which takes no
 // branches, and are skipped where it is not.
 // Registers (ptxas, sm_90a; sm_80 is near): NHWC 3x3 128 to 140, 5x5 and 7x7 up to 255: three and two blocks
-// of 128 threads an SM, with 72 KiB each. NCHW 88 to 161. No spills. Why: all taps in registers make one pass
-// of it, and shared memory the 16-byte accesses of any stride, width and dilation. No atomics: the same bits
-// in every run.
+// of 128 threads an SM, with 72 KiB each; where partial sums are many, one of 256 instead of two. NCHW 88 to
+// 161. No spills. Why: all taps in registers make one pass of it, and shared memory the 16-byte accesses of
+// any stride, width and dilation. No atomics: the same bits in every run.
 #pragma once
 
 #include <cuda_runtime.h>
