@@ -104,6 +104,7 @@ SMALL_CONVS = (
     ConvShape("depthwise-16", 2, 16, 9, 16, 3, padding=1, groups=16),
     ConvShape("depthwise-5x5-stride2", 2, 16, 9, 16, 5, stride=2, padding=2, groups=16),
     ConvShape("depthwise-9x9", 2, 16, 9, 16, 9, padding=4, groups=16),
+    ConvShape("depthwise-13x13", 2, 16, 9, 16, 13, padding=6, groups=16),
 )
 SMALL_POOLS = (
     PoolShape("3x3", 2, 5, 11, 3, 2, 1, 4),

@@ -36,6 +36,10 @@ CLAIMS = (
     Claim(r"^depthwise_strip<", {WIDE_COPY: "rows"}),
     Claim(r"^depthwise_tile<", {WIDE_LOAD: "the run of planes", WIDE_STORE: "results"}),
     Claim(r"^depthwise_large<", {r"LDS\.128": "four sources or weights", r"STS\.128": "zeros beside them"}),
+    Claim(
+        r"^large_wgrad::depthwise_wgrad_large<",
+        {r"LDS\.128": "four pixels of x or dy", r"STS\.128": "zeros beside them"},
+    ),
     Claim(r"^grouped::image_kernel<", {WIDE_COPY: "the box of pixels"}),
     Claim(r"^sweep::sweep_kernel<", {WIDE_COPY: "rows and planes of x and dy"}),
     Claim(

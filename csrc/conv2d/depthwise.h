@@ -10,6 +10,7 @@
 
 #include "common/chip.h"
 #include "conv2d/depthwise_image.h"
+#include "conv2d/depthwise_wgrad_large.h"
 #include "conv2d/depthwise_wgrad_sweep.h"
 #include "conv2d/launch_size.h"
 #include "conv2d/problem.h"
@@ -49,7 +50,8 @@ struct DepthwisePlan {
   int splits = 1;            // wgrad: partial sums per launch; workspace holds launches * splits of them
   size_t shared_bytes = 0;
   size_t workspace_bytes = 0;
-  DepthwiseSweep sweep;  // wgrad, where it takes one sweep
+  DepthwiseSweep sweep;                                // wgrad, where it takes one sweep
+  std::optional<DepthwiseLargeWgradPlan> large_wgrad;  // wgrad of many taps; the rest is then empty
 };
 
 // Strides and addresses count only for the choice of the vector width and of the lanes; null addresses count
@@ -60,6 +62,10 @@ DepthwisePlan plan_depthwise(Conv2dPass pass, const Conv2dParams& params, const 
 // plan_depthwise without the fast kernels.
 DepthwisePlan plan_any_depthwise(Conv2dPass pass, const Conv2dParams& params, const Chip& chip,
                                  int64_t launch_pixels = kLaunchPixels);
+
+// How long a chip takes for `blocks` blocks of one unit of work, in units that an SM does with all the blocks
+// that it holds at a time. The fewer it holds, the less it overlaps.
+double chip_time(int64_t blocks, int sm_count, int resident);
 
 // wgrad in one sweep; nothing where that does not cover the problem.
 std::optional<DepthwisePlan> plan_depthwise_sweep(const Conv2dParams& params, const Chip& chip);

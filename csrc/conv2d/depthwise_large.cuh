@@ -30,6 +30,7 @@
 #include "common/memory.cuh"
 #include "common/shared.cuh"
 #include "conv2d/depthwise_axis.cuh"
+#include "conv2d/depthwise_cell.cuh"
 #include "conv2d/depthwise_image.h"
 #include "conv2d/epilogue.cuh"
 #include "conv2d/grad_activation.cuh"
@@ -150,79 +151,6 @@ template <int kFloats>
   return sum;
 }
 
-// Eight neighbouring floats, 16-byte aligned.
-template <int kFloats>
-__device__ inline void load_eight(const DepthwiseLargeShared<kFloats>& shared, int at, float (&value)[8]) {
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const Vector<float, 4> loaded = shared.floats.template load_vector<4>(at + 4 * half);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) value[4 * half + i] = loaded[i];
-  }
-}
-
-// Adds what a source row gives to a cell of which it concerns the first row (kFirst), the second or both.
-// w_at: the first row's taps; the second row's lie one row of taps before them.
-template <bool kFirst, bool kSecond, int kFloats>
-__device__ inline void add_source_row(const DepthwiseLargeShared<kFloats>& shared, int x_at, int w_at,
-                                      int weight_pitch, int taps,
-                                      float (&sum)[kDepthwiseCellRows][kDepthwiseCellColumns]) {
-  static_assert(kDepthwiseCellColumns == 8 && kDepthwiseCellRows == 2, "written for these");
-  float low[8], high[8];
-  load_eight(shared, x_at, low);
-  const auto add = [&](int left) {
-    load_eight(shared, x_at + 8, high);
-    float w[2][8];
-    if constexpr (kFirst) load_eight(shared, w_at, w[0]);
-    if constexpr (kSecond) load_eight(shared, w_at - weight_pitch, w[1]);
-#pragma unroll
-    for (int s = 0; s < 8; ++s) {
-      if (s >= left) break;
-#pragma unroll
-      for (int i = kFirst ? 0 : 1; i < (kSecond ? 2 : 1); ++i) {
-#pragma unroll
-        for (int u = 0; u < 8; ++u) sum[i][u] += (s + u < 8 ? low[s + u] : high[s + u - 8]) * w[i][s];
-      }
-    }
-  };
-  // Twice, so that the registers of low and high change places without moves.
-#pragma unroll 2
-  for (; taps >= 8; taps -= 8) {
-    add(8);
-#pragma unroll
-    for (int u = 0; u < 8; ++u) low[u] = high[u];
-    x_at += 8;
-    w_at += 8;
-  }
-  if (taps > 0) add(taps);
-}
-
-// The sums of the cell at (row, column) of a plane.
-template <int kFloats>
-__device__ inline void sum_cell(const DepthwiseLargeShared<kFloats>& shared,
-                                const DepthwiseLargeParams& params, const DepthwiseLargePlace& place,
-                                int tile, int weight, int row, int column,
-                                float (&sum)[kDepthwiseCellRows][kDepthwiseCellColumns]) {
-#pragma unroll
-  for (int i = 0; i < kDepthwiseCellRows * kDepthwiseCellColumns; ++i) {
-    sum[i / kDepthwiseCellColumns][i % kDepthwiseCellColumns] = 0;
-  }
-  // Source row j is under tap row j - row of the cell's first row, and one less of its second.
-  const int begin = max(place.rows.low, row), end = min(place.row_end, row + params.kernel_rows + 1);
-  int x_at = tile + (begin - place.rows.low) * params.pitch + column;
-  int w_at = weight + (begin - row) * params.weight_pitch;
-  for (int j = begin; j < end; ++j, x_at += params.pitch, w_at += params.weight_pitch) {
-    const int pitch = params.weight_pitch, taps = params.kernel_columns;
-    if (j == row) {
-      add_source_row<true, false>(shared, x_at, w_at, pitch, taps, sum);
-    } else if (j == row + params.kernel_rows) {
-      add_source_row<false, true>(shared, x_at, w_at, pitch, taps, sum);
-    } else {
-      add_source_row<true, true>(shared, x_at, w_at, pitch, taps, sum);
-    }
-  }
-}
-
 template <class T, int V, int kFloats>
 __global__ void __launch_bounds__(kDepthwiseLargeThreads, 3)
     depthwise_large(const __grid_constant__ DepthwiseLargeParams params) {
@@ -258,9 +186,12 @@ __global__ void __launch_bounds__(kDepthwiseLargeThreads, 3)
       continue;
     }
     const int tile = params.tile + plane * params.plane, weight = channel * params.weight_plane;
-    float sum[kDepthwiseCellRows][kColumns];
+    float sum[kDepthwiseCellRows][kColumns] = {};
     if (!careful) {
-      sum_cell(shared, params, place, tile, weight, row, column, sum);
+      const int below = row - place.rows.low;
+      add_to_cell(shared.floats, tile + below * params.pitch + column, params.pitch, weight,
+                  params.weight_pitch, max(-below, 0), min(place.row_end - row, params.kernel_rows + 1),
+                  params.kernel_rows, params.kernel_columns, sum);
     } else {
 #pragma unroll
       for (int i = 0; i < kDepthwiseCellRows * kColumns; ++i) {

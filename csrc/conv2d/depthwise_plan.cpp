@@ -104,7 +104,16 @@ DepthwisePlan plan_depthwise(Conv2dPass pass, const Conv2dParams& params, const 
     return plan;
   }
   if (pass == Conv2dPass::kWgrad) {
-    if (std::optional<DepthwisePlan> sweep = plan_depthwise_sweep(params, chip)) return *std::move(sweep);
+    std::optional<DepthwisePlan> sweep = plan_depthwise_sweep(params, chip);
+    if (auto large = plan_depthwise_large_wgrad(params, sweep.has_value(), chip)) {
+      DepthwisePlan plan;
+      plan.launches = 1;
+      plan.splits = large->splits;
+      plan.workspace_bytes = large->workspace_bytes;
+      plan.large_wgrad = *std::move(large);
+      return plan;
+    }
+    if (sweep) return *std::move(sweep);
   }
   return plan_any_depthwise(pass, params, chip, launch_pixels);
 }

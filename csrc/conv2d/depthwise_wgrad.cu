@@ -44,9 +44,24 @@ void launch_sweep(const Conv2dParams& params, const DepthwisePlan& plan, cudaStr
   if (plan.splits > 1) add_splits(params, plan.splits, stream);
 }
 
+void launch_large(const Conv2dParams& params, const DepthwiseLargeWgradPlan& plan, cudaStream_t stream) {
+  DepthwiseLargeWgradParams kernel_params = plan.params;
+  kernel_params.x = params.input;
+  kernel_params.dy = params.grad;
+  kernel_params.activation = params.grad_activation;
+  kernel_params.output = params.output;
+  kernel_params.bias_grad = params.bias_grad;
+  if (plan.splits > 1) kernel_params.partials = static_cast<float*>(params.workspace);
+  visit_narrow_dtype(params.dtype, [&](auto tag) {
+    launch_depthwise_large_wgrad<typename decltype(tag)::type>(kernel_params, plan, stream);
+  });
+  if (plan.splits > 1) add_splits(params, plan.splits, stream);
+}
+
 }  // namespace
 
 void launch_depthwise_wgrad(const Conv2dParams& params, const DepthwisePlan& plan, cudaStream_t stream) {
+  if (plan.large_wgrad) return launch_large(params, *plan.large_wgrad, stream);
   if (plan.sweep.chosen) return launch_sweep(params, plan, stream);
   const Conv2dProblem& problem = params.problem;
   const auto windows = [](int taps) { return (taps + kDepthwiseTapWindow - 1) / kDepthwiseTapWindow; };

@@ -13,6 +13,7 @@ namespace {
 constexpr int kChunkBytes = 64;      // NHWC: of a pixel's channels
 constexpr int64_t kRunBytes = 2048;  // NCHW: of an image, at least, where one plane is less
 constexpr int kFewestWorkers = 8;    // NCHW: of a channel
+constexpr int kRunEdgeBytes = 32;
 constexpr int64_t kMostWorkspace = int64_t{64} << 20;
 constexpr int64_t kMostIndex = int64_t{1} << 30;
 constexpr int kMostExtent = 1 << 20;
@@ -57,9 +58,20 @@ struct Shape {
   bool channels_last = true;
   bool saved = false;
   int bytes = 4, vector = 1, item_rows = 1;
+  bool bias_grad = false;
+  int64_t splits = 1;
+  double cost = 0;  // in times that x and dy take to be read, about
   int per16() const { return 16 / bytes; }
   int lanes() const { return 1 << params.lane_bits; }
   int workers() const { return 1 << params.worker_bits; }
+  int64_t blocks() const {
+    return int64_t{params.chunks.divisor()} * params.column_tiles.divisor() * params.window_groups.divisor();
+  }
+  // Of a split.
+  int64_t partial_bytes() const {
+    const int64_t sums = int64_t{params.problem.r} * params.problem.s + (bias_grad ? 1 : 0);
+    return params.column_tiles.divisor() * params.problem.c * sums * static_cast<int64_t>(sizeof(float));
+  }
 };
 
 // Rows of the ring: those of a stage and those that the next one adds.
@@ -132,6 +144,11 @@ int least_rows(const Shape& shape) {
       std::min<int64_t>(shape.params.problem.p, int64_t{shape.item_rows} * shape.params.row_step));
 }
 
+// NHWC: memory moves in 64 bytes; 32 that two blocks fetch at about the same time may come together.
+double chunk_waste(int bytes) {
+  return bytes >= 64 ? 1 : (bytes >= 32 ? 1.2 : 2);
+}
+
 // NHWC: the chunk of channels and the column tile that bring least, among those that fit. Columns, or 0.
 int choose_chunk(Shape& shape) {
   DepthwiseSweepParams& params = shape.params;
@@ -150,9 +167,7 @@ int choose_chunk(Shape& shape) {
                             problem.dilation_w, problem.pad_left, problem.w);
       }
       const double dy = static_cast<double>(problem.p) * problem.q, x = static_cast<double>(problem.h);
-      // Memory moves in 64 bytes; 32 that two blocks fetch at about the same time may come together.
-      const double waste = bytes == 64 ? 1 : (bytes == 32 ? 1.2 : 2);
-      const double cost = waste * (dy + x * x_columns) / (dy + x * problem.w);
+      const double cost = chunk_waste(bytes) * (dy + x * x_columns) / (dy + x * problem.w);
       if (best_columns == 0 || cost < best_cost) {
         best_cost = cost;
         best_columns = columns;
@@ -180,7 +195,8 @@ void choose_planes(Shape& shape, int threads) {
 
 // Larger stages, in rows, then in images, until every worker has a few items and few of them idle; but so
 // many stages that they can be spread over the chip. False where not even the smallest stage fits.
-bool choose_stage(Shape& shape, int columns, int64_t blocks, int64_t slots) {
+bool choose_stage(Shape& shape, int columns, int64_t slots) {
+  const int64_t blocks = shape.blocks();
   const Conv2dProblem& problem = shape.params.problem;
   const int unit = least_rows(shape);
   const int64_t all_units = ceil_div(problem.p, unit);
@@ -217,18 +233,10 @@ bool choose_stage(Shape& shape, int columns, int64_t blocks, int64_t slots) {
   return best_rows != 0 && fits(shape, best_images, best_rows, columns);
 }
 
-// How long a chip takes for `blocks` blocks of one unit of work, in units that an SM does with all the blocks
-// that it holds at a time. The fewer it holds, the less it overlaps.
-double chip_time(int64_t blocks, int sm_count, int resident) {
-  const int64_t per_sm = ceil_div(blocks, sm_count), rest = per_sm % resident;
-  const double alone = rest == 0 ? 1 : (rest == 1 ? 1.6 : 1.1);
-  return static_cast<double>(per_sm - rest) + static_cast<double>(rest) * alone;
-}
-
 // Splits that keep the chip busy to the end and that bring little: partial sums, and rows of x where a split
 // begins within an image.
-int64_t choose_splits(const Shape& shape, int64_t blocks, const Chip& chip, int resident,
-                      int64_t partial_bytes) {
+void choose_splits(Shape& shape, const Chip& chip, int resident) {
+  const int64_t blocks = shape.blocks(), partial_bytes = shape.partial_bytes();
   const DepthwiseSweepParams& params = shape.params;
   const Conv2dProblem& problem = params.problem;
   const double read = static_cast<double>(params.x_elements + params.dy_elements) * shape.bytes;
@@ -239,25 +247,53 @@ int64_t choose_splits(const Shape& shape, int64_t blocks, const Chip& chip, int 
   const int64_t strips = params.strips.divisor();
   const int64_t most =
       std::clamp<int64_t>(kMostWorkspace / partial_bytes, 1, std::min<int64_t>(params.stages, 8192));
-  int64_t best = 1;
-  double best_cost = 0;
+  // NCHW: a run of planes ends within 32 bytes that another one has too, at both ends.
+  const double edges = shape.channels_last ? 0.0
+                                           : 2.0 * kRunEdgeBytes * static_cast<double>(params.stages) *
+                                                 params.stage_images * params.chunks.divisor();
+  // Alone on an SM, a block waits for its own barriers.
+  const double slower = (resident == 1 ? 1.05 : 1.0) *
+                        (shape.channels_last ? chunk_waste(params.chunk_channels * shape.bytes) : 1);
+  shape.cost = 0;
   // One after another the numbers of splits that differ in the stages of a split: few of them.
   for (int64_t wanted = 1; wanted <= most;) {
     const int64_t stages = ceil_div(params.stages, wanted), splits = ceil_div(params.stages, stages);
     wanted = stages == 1 ? most + 1 : ceil_div(params.stages, stages - 1);
     // A block's first stage comes while nothing is summed.
-    const double time = chip_time(blocks * splits, chip.sm_count, resident) *
+    const double time = slower * chip_time(blocks * splits, chip.sm_count, resident) *
                         (static_cast<double>(stages) + 0.5) * chip.sm_count /
                         static_cast<double>(params.stages * blocks);
     const double sums = splits == 1 ? 0 : 2.0 * static_cast<double>(splits * partial_bytes);
     const double again = stages % strips == 0 ? 0 : static_cast<double>(splits) * halo;
-    const double cost = time + 1.5 * (sums + again) / read;
-    if (splits == 1 || cost < best_cost) {
-      best = splits;
-      best_cost = cost;
+    const double cost = time + (2 * sums + 1.5 * (again + edges)) / read;
+    if (splits == 1 || cost < shape.cost) {
+      shape.splits = splits;
+      shape.cost = cost;
     }
   }
-  return best;
+}
+
+// Places a chunk of channels on a block of so many threads: its stages and splits. False where no stage fits.
+bool lay_out(Shape& shape, int columns, int threads, int by_registers, const Chip& chip) {
+  DepthwiseSweepParams& params = shape.params;
+  const Conv2dProblem& problem = params.problem;
+  params.lane_bits = bits_of(params.chunk_channels / shape.vector);
+  params.worker_bits = bits_of(threads) - params.lane_bits;
+  params.chunks = FastDiv(static_cast<int>(ceil_div(problem.c, params.chunk_channels)));
+  params.column_tiles = FastDiv(static_cast<int>(ceil_div(problem.q, columns)));
+  const int resident = std::clamp(chip.shared_bytes_per_block / (kSweepArenaBytes + 1024), 1, by_registers);
+  if (!choose_stage(shape, columns, int64_t{resident} * chip.sm_count)) return false;
+  const int64_t strips = ceil_div(problem.p, params.stage_rows);
+  const int64_t stages = ceil_div(problem.n, params.stage_images) * strips;
+  if (stages > kMostIndex) return false;
+  params.stages = static_cast<int>(stages);
+  params.strips = FastDiv(static_cast<int>(strips));
+  params.item_columns = FastDiv(columns);
+  params.item_phases = FastDiv(params.row_step);
+  params.item_strips = FastDiv(static_cast<int>(stage_items(shape, 1, params.stage_rows, 1)));
+  choose_splits(shape, chip, resident);
+  params.split_stages = static_cast<int>(ceil_div(stages, shape.splits));
+  return true;
 }
 
 // Covered: one filter a channel; strides (without the factor they share with the dilation) of 1 and 2; no
@@ -291,6 +327,7 @@ std::optional<DepthwisePlan> plan_layout(const Conv2dParams& conv, const Chip& c
   Shape shape;
   shape.channels_last = channels_last;
   shape.saved = conv.grad_activation.saved != nullptr;
+  shape.bias_grad = conv.bias_grad != nullptr;
   shape.bytes = dtype_size(conv.dtype);
   DepthwiseSweepParams& params = shape.params;
   params.problem = conv.problem;
@@ -342,35 +379,25 @@ std::optional<DepthwisePlan> plan_layout(const Conv2dParams& conv, const Chip& c
   } else {
     choose_planes(shape, threads);
   }
-  params.lane_bits = bits_of(params.chunk_channels / shape.vector);
-  params.worker_bits = bits_of(threads) - params.lane_bits;
-  const int64_t chunks = ceil_div(problem.c, params.chunk_channels);
-  const int64_t tiles = ceil_div(problem.q, columns);
-  const int64_t blocks = chunks * tiles * window_groups;
-  const int by_registers = whole ? sweep_blocks(channels_last, window) : (params.block_windows <= 4 ? 3 : 1);
-  const int resident = std::clamp(chip.shared_bytes_per_block / (kSweepArenaBytes + 1024), 1, by_registers);
-  const int64_t slots = int64_t{resident} * chip.sm_count;
-  if (!choose_stage(shape, columns, blocks, slots)) return std::nullopt;
-
-  const int64_t strips = ceil_div(problem.p, params.stage_rows);
-  const int64_t stages = ceil_div(problem.n, params.stage_images) * strips;
-  if (stages > kMostIndex) return std::nullopt;
-  params.stages = static_cast<int>(stages);
-  params.chunks = FastDiv(static_cast<int>(chunks));
-  params.column_tiles = FastDiv(static_cast<int>(tiles));
-  params.strips = FastDiv(static_cast<int>(strips));
-  params.item_columns = FastDiv(columns);
-  params.item_phases = FastDiv(params.row_step);
-  params.item_strips = FastDiv(static_cast<int>(stage_items(shape, 1, params.stage_rows, 1)));
-
-  const int64_t row = int64_t{problem.r} * problem.s + (conv.bias_grad != nullptr ? 1 : 0);
-  const int64_t partial_bytes = tiles * problem.c * row * static_cast<int64_t>(sizeof(float));
-  const int64_t splits = choose_splits(shape, blocks, chip, resident, partial_bytes);
-  params.split_stages = static_cast<int>(ceil_div(stages, splits));
-  const int64_t used_splits = ceil_div(stages, params.split_stages);
-  plan.splits = static_cast<int>(used_splits * tiles);
-  if (plan.splits > 1) plan.workspace_bytes = static_cast<size_t>(used_splits * partial_bytes);
-  plan.grid = blocks * used_splits;
+  const int resident = whole ? sweep_blocks(channels_last, window) : (params.block_windows <= 4 ? 3 : 1);
+  std::optional<Shape> best;
+  const auto consider = [&](int chunk_channels, int block_threads) {
+    Shape laid = shape;
+    laid.params.chunk_channels = chunk_channels;
+    const int by_registers = std::max(1, resident * threads / block_threads);
+    if (!lay_out(laid, columns, block_threads, by_registers, chip)) return;
+    if (!best || laid.cost < best->cost) best = laid;
+  };
+  // For fewer partial sums: two blocks' threads in one, and fewer channels or planes a block.
+  for (int channels = params.chunk_channels; channels >= (channels_last ? shape.per16() : 1); channels /= 2) {
+    consider(channels, threads);
+    if (whole && resident == 2) consider(channels, 2 * threads);
+  }
+  if (!best) return std::nullopt;
+  shape = *best;
+  plan.splits = static_cast<int>(shape.splits * params.column_tiles.divisor());
+  if (plan.splits > 1) plan.workspace_bytes = static_cast<size_t>(shape.splits * shape.partial_bytes());
+  plan.grid = shape.blocks() * shape.splits;
   if (plan.grid > kMostIndex) return std::nullopt;
 
   plan.sweep.params = params;
@@ -392,6 +419,12 @@ std::optional<DepthwisePlan> plan_layout(const Conv2dParams& conv, const Chip& c
 }
 
 }  // namespace
+
+double chip_time(int64_t blocks, int sm_count, int resident) {
+  const int64_t per_sm = ceil_div(blocks, sm_count), rest = per_sm % resident;
+  const double alone = rest == 0 ? 1 : (rest == 1 ? 1.6 : 1.1);
+  return static_cast<double>(per_sm - rest) + static_cast<double>(rest) * alone;
+}
 
 std::optional<DepthwisePlan> plan_depthwise_sweep(const Conv2dParams& params, const Chip& chip) {
   if (chip.shared_bytes_per_block < kSweepArenaBytes) return std::nullopt;

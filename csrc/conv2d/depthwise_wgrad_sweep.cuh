@@ -17,9 +17,9 @@
 // without predicates; at an edge, rows of x outside count as zeros where all of dy is finite, which takes no
 // branches, and are skipped where it is not.
 // Registers (ptxas, sm_90a; sm_80 is near): NHWC 3x3 128 to 140, 5x5 and 7x7 up to 255: three and two blocks
-// of 128 threads an SM, with 72 KiB each. NCHW 88 to 161. No spills. Why: all taps in registers make one pass
-// of it, and shared memory the 16-byte accesses of any stride, width and dilation. No atomics: the same bits
-// in every run.
+// of 128 threads an SM, with 72 KiB each; where partial sums are many, one of 256 instead of two. NCHW 88 to
+// 161. No spills. Why: all taps in registers make one pass of it, and shared memory the 16-byte accesses of
+// any stride, width and dilation. No atomics: the same bits in every run.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -54,8 +54,9 @@ struct SweepTile {
   static constexpr int kVector = sweep_vector(kChannelsLast, kWindow, kWhole);
   static constexpr int kXRows = (kRows - 1) * kStride + kWindow;
   static constexpr int kSums = kWindow * kWindow * kVector;
-  static constexpr int kThreads = kWhole ? kSweepThreads : kSweepMostThreads;
-  static constexpr int kBlocks = kWhole ? sweep_blocks(kChannelsLast, kWindow) : 1;
+  // As many as registers leave room for, in one block or several.
+  static constexpr int kThreads =
+      kWhole ? kSweepThreads * sweep_blocks(kChannelsLast, kWindow) : kSweepMostThreads;
 };
 
 template <class T>
@@ -578,7 +579,7 @@ __device__ inline void store_sums(const DepthwiseSweepParams& params, const Plac
 }
 
 template <class T, class Tile>
-__global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
+__global__ void __launch_bounds__(Tile::kThreads, 1)
     sweep_kernel(const __grid_constant__ DepthwiseSweepParams params) {
   auto& arena = shared_memory<StageShared<T>>().arena;
   const Place place = place_of<Tile>(params);

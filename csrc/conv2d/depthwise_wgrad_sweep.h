@@ -10,7 +10,7 @@ namespace fastcnn {
 
 // Three blocks of this much, and what the system takes of each, fill the 228 KiB of an SM of an H100.
 inline constexpr int kSweepArenaBytes = 72 * 1024;
-// A warp's worth of threads for each window of taps, or this many for the only one.
+// A warp's worth of threads for each window of taps, or this many, or twice as many, for the only one.
 inline constexpr int kSweepThreads = 128;
 inline constexpr int kSweepMostWindows = 9;
 inline constexpr int kSweepMostThreads = 32 * kSweepMostWindows;

@@ -102,6 +102,9 @@ PlanText describe(const Conv2dPlan& plan, Conv2dPass pass) {
   if (plan.path == Conv2dPath::kDepthwise) {
     const DepthwisePlan& depthwise = plan.depthwise;
     if (depthwise.image) return told(depthwise.image->kernel, depthwise.image->tile, *depthwise.image);
+    if (depthwise.large_wgrad) {
+      return told(depthwise.large_wgrad->kernel, depthwise.large_wgrad->tile, *depthwise.large_wgrad);
+    }
     text.kernel = depthwise.path;
     text.reason = depthwise.reason;
     text.tile = std::to_string(depthwise.tile.channel_threads) + " channel x " +

@@ -92,8 +92,8 @@ SHAPES = [
     layer("9x9", 8, (10, 6), 9),
     layer("9x9-stride-2", 8, (12, 11), 9, stride=(2, 2)),
     layer("11x3", 8, (13, 7), (11, 3)),
-    layer("31x31", 8, (12, 13), 31, batch=1),
-    layer("3x31", 8, (4, 33), (3, 31), batch=1),
+    layer("21x31-dilated", 8, (12, 13), (21, 31), dilation=(1, 2), batch=1),
+    layer("3x31-dilated", 8, (4, 33), (3, 31), dilation=(1, 2), batch=1),
 ]
 #: Layers that NCHW alone sweeps, or neither layout.
 NCHW_ONLY = [layer("odd-channels", 13, (7, 6), 3), layer("one-channel", 1, (17, 19), 5, batch=5)]
@@ -152,6 +152,19 @@ def test_integers_are_exact(chip, case, layout):
     # On one SM, blocks have many stages.
     chip(1)
     check(case.with_batch(case.input[0] + 1), torch.float16 if layout == "nhwc" else torch.bfloat16, layout)
+
+
+@parametrize("case", [layer("5x5", 40, (7, 7), 5, batch=8), layer("7x7", 24, (7, 7), 7, batch=9)])
+def test_the_threads_of_two_blocks_in_one(chip, case):
+    """Small images: fewer blocks write partial sums."""
+    chip(3)
+    for dtype in (torch.float32, torch.bfloat16):
+        x, dy = tensors(case, dtype, "nhwc", integers)
+        controls().reset()
+        dw, db = act_wgrad(case, x, dy, None, "none")
+        assert controls().launches()[0]["threads"] == 256
+        assert_exact(dw, torchs(case, x.double(), dy.double()))
+        assert_exact(db, dy.double().sum((0, 2, 3)))
 
 
 @dtypes
@@ -276,22 +289,25 @@ def test_any_layout(chip, layout):
     assert_exact(wgrad(case, x, dy), torchs(case, x.double(), dy.double()))
 
 
-def network_layers() -> list[Conv]:
-    """The depthwise layers of three networks, with few channels and images."""
-    cases = {}
+def network_rows() -> list[dict[str, str]]:
+    """The depthwise layers of three networks."""
+    suites = ("mobilenet_v2_224", "efficientnet_b0_224", "convnext_t_224")
     with (ROOT / "benchmarks" / "shapes" / "conv-shapes.csv").open() as file:
-        for row in csv.DictReader(file):
-            if row["suite"] not in ("mobilenet_v2_224", "efficientnet_b0_224", "convnext_t_224"):
-                continue
-            if row["groups"] != row["C"]:
-                continue
-            height, kernel, stride = int(row["H"]), int(row["R"]), int(row["stride"])
-            id = f"{kernel}x{kernel}-s{stride}-{height}"
-            channels = 16 if height > 28 else 32
-            # Enough images that the partial sums, one for each tap, are few beside them.
-            images = 2 if kernel == 3 else 4
-            batch = {112: 1, 56: 2}.get(height, math.ceil(images * 28 * 28 / height**2))
-            cases[id] = layer(id, channels, (height, height), kernel, stride=(stride, stride), batch=batch)
+        rows = [row for row in csv.DictReader(file) if row["suite"] in suites]
+    return [row for row in rows if row["groups"] == row["C"]]
+
+
+def network_layers() -> list[Conv]:
+    """They, with few channels and images."""
+    cases = {}
+    for row in network_rows():
+        height, kernel, stride = int(row["H"]), int(row["R"]), int(row["stride"])
+        id = f"{kernel}x{kernel}-s{stride}-{height}"
+        channels = 16 if height > 28 else 32
+        # Enough images that the partial sums, one for each tap, are few beside them.
+        images = 2 if kernel == 3 else 4
+        batch = {112: 1, 56: 2}.get(height, math.ceil(images * 28 * 28 / height**2))
+        cases[id] = layer(id, channels, (height, height), kernel, stride=(stride, stride), batch=batch)
     return list(cases.values())
 
 
@@ -312,6 +328,28 @@ def test_bytes_near_the_floor(chip, case, dtype, layout):
     assert moved <= 1.10 * floor, moved / floor
     loads = {width: n for width, n in controls().launches()[0]["global_loads"].items() if n}
     assert 16 * loads[16] >= 0.98 * sum(t.numel() * t.element_size() for t in (x, dy))
+
+
+@layouts
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_partial_sums_are_few(emulated_on_cpu, dtype, layout):
+    """Of the layers as they are: written and read, a tenth of x and dy; 7x7 on 7x7 in NHWC an eighth."""
+    for row in network_rows():
+        batch, channels, size, kernel, stride = (int(row[name]) for name in ("N", "C", "H", "R", "stride"))
+        plan = fastcnn.plan(
+            "conv2d_wgrad",
+            (batch, channels, size, size),
+            (channels, 1, kernel, kernel),
+            stride=stride,
+            padding=kernel // 2,
+            groups=channels,
+            dtype=dtype,
+            channels_last=layout == "nhwc",
+            chip="H100",
+        )
+        read = batch * channels * (size**2 + math.ceil(size / stride) ** 2) * dtype.itemsize
+        most = 0.125 if (layout, kernel, size) == ("nhwc", 7, 7) else 0.10
+        assert 2 * plan.workspace_bytes <= most * read, (row["layer"], plan)
 
 
 def test_plans_say_what_they_do(emulated_on_cpu):
