@@ -108,7 +108,7 @@ __device__ inline void store_column(const PointwiseParams& params, const Item& i
   const int64_t offset = params.out_column.offset(column);
   T* output = static_cast<T*>(params.output);
   Epilogue rest = params.epilogue;  // bias and residual are added here, in finish's order
-  rest.bias = rest.residual = nullptr;
+  rest.residual = nullptr;
   float left[8];
 #pragma unroll
   for (int r = 0; r < 8; ++r) left[r] = sums[r];
