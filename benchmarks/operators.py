@@ -103,6 +103,8 @@ SMALL_CONVS = (
     ConvShape("groups-of-8", 2, 32, 7, 32, 3, padding=1, groups=4),
     ConvShape("depthwise-16", 2, 16, 9, 16, 3, padding=1, groups=16),
     ConvShape("depthwise-5x5-stride2", 2, 16, 9, 16, 5, stride=2, padding=2, groups=16),
+    ConvShape("depthwise-dilated", 2, 16, 9, 16, 3, padding=2, dilation=2, groups=16),
+    ConvShape("depthwise-stride2-dilated", 1, 8, 70, 8, 3, stride=2, padding=2, dilation=2, groups=8),
     ConvShape("depthwise-9x9", 2, 16, 9, 16, 9, padding=4, groups=16),
     ConvShape("depthwise-13x13", 2, 16, 9, 16, 13, padding=6, groups=16),
 )

@@ -22,7 +22,7 @@ inline DepthwiseTensors tensors_of(Conv2dPass pass, const Conv2dParams& params) 
 // The step of an axis; nothing where it has none.
 inline std::optional<DepthwiseStep> step_of(bool dgrad, int stride, int dilation) {
   if (dgrad) {
-    if (stride == 1) return DepthwiseStep::kOne;
+    if (dilation % stride == 0) return DepthwiseStep::kOne;
     if (stride == 2 && dilation == 1) return DepthwiseStep::kTransposed;
     return std::nullopt;
   }
@@ -36,19 +36,23 @@ inline std::optional<DepthwiseStep> step_of(bool dgrad, int stride, int dilation
 inline DepthwiseAxis axis_of(bool dgrad, int image, int output, int kernel, int stride, int pad,
                              int dilation) {
   DepthwiseAxis axis;
-  axis.dilation = FastDiv(dilation);
   if (!dgrad) {
     axis.source = image;
     axis.target = output;
     axis.classes = dilation / std::gcd(stride, dilation);
     axis.origin = -pad;
-    axis.origin_step = stride;
-  } else if (stride == 1) {
+    axis.offset_step = stride;
+    axis.dilation = FastDiv(dilation);
+  } else if (dilation % stride == 0) {
+    // Target h meets tap r at p where h + pad = stride * p + dilation * r.
     axis.source = output;
     axis.target = image;
     axis.classes = dilation;
-    axis.origin = pad - dilation * (kernel - 1);
-    axis.origin_step = 1;
+    axis.origin = pad / stride - dilation / stride * (kernel - 1);
+    axis.offset_step = 1;
+    axis.offset_shift = pad % stride;
+    axis.offset_divisor = FastDiv(stride);
+    axis.dilation = FastDiv(dilation / stride);
   } else {
     // Target h is at h + pad = 2 * p + r. Tiles start where h + pad is even or odd, as the shape has it.
     const int phase = (kernel - 1) / 2 % 2;
@@ -63,6 +67,12 @@ inline DepthwiseAxis axis_of(bool dgrad, int image, int output, int kernel, int 
 
 inline int64_t class_targets(const DepthwiseAxis& axis) {
   return ceil_div(axis.target - axis.first, axis.classes);
+}
+
+// The part of a class's threads' targets that exist, where `group` of them are made at a time.
+inline double useful_part(const DepthwiseAxis& axis, int64_t group) {
+  return static_cast<double>(axis.target) /
+         static_cast<double>(axis.classes * ceil_div(class_targets(axis), group) * group);
 }
 
 inline void set_block(DepthwiseAxis& axis, int64_t block) {

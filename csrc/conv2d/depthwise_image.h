@@ -24,15 +24,23 @@ enum class DepthwiseStep : int32_t { kOne, kTwo, kTransposed };
 
 // One axis. Targets whose taps fall on the same sources modulo the dilation form a class, and the classes are
 // problems without dilation of their own: target m of class a lies at first + a + classes * m, and source j
-// of it at origin + a * origin_step + dilation * j.
+// of it at origin + offset(a) + dilation * j. dgrad at a stride that divides the dilation has classes that no
+// tap meets: zeros.
 struct DepthwiseAxis {
   int source = 0;  // extents
   int target = 0;
   int classes = 1;
   int first = 0;
   int origin = 0;
-  int origin_step = 0;
-  FastDiv dilation;
+  int offset_step = 0;
+  int offset_shift = 0;
+  FastDiv offset_divisor;
+  FastDiv dilation;  // between a class's sources
+
+  // Leaves a rest where no tap meets the class.
+  __host__ __device__ int offset(int of_class, int& rest) const {
+    return offset_divisor.divide(of_class * offset_step + offset_shift, rest);
+  }
   int block = 0;  // targets of a class that one block makes
   FastDiv blocks;
   FastDiv by_classes;
@@ -68,10 +76,17 @@ struct DepthwiseTileParams {
   DepthwiseImageParams image;
   int planes = 0;
   int block_planes = 0;
-  int pitch = 0;           // floats from row to row in shared memory
-  FastDiv groups;          // threads that share a row of a plane,
-  FastDiv row_groups;      // and that share a plane of the block
+  bool by_rows = false;    // a block takes rows of one class, and of them some columns; else a run of rows
+  bool dilated = false;    // its threads' rows or columns, or their sources, are not neighbours
+  int class_pitch = 0;     // floats from one class of columns of the source to the next in shared memory
+  int pitch = 0;           // and from row to row
+  FastDiv groups;          // threads that share a class of columns of a row,
+  FastDiv row_classes;     // and, times classes of columns, a group of rows; in a block
+  FastDiv row_groups;      // threads one above the other in a class of rows
+  FastDiv row_dilation;    // rows of the tile between a class's rows
   FastDiv source_columns;  // W of the source
+  FastDiv source_vectors;  // 16-byte pieces that a block's part of a row may touch; of a run, all
+  FastDiv target_vectors;
   FastDiv channels;
 };
 

@@ -128,6 +128,7 @@ __global__ void __launch_bounds__(depthwise_strip_threads(K),
   if (rows.count <= 0 || columns.count <= 0) return;
   columns.clip(kShape);
   rows.clip(kShape);
+  if (columns.low >= columns.high) rows.high = rows.low;  // nothing to read: zeros
   const int first_channel = chunk * params.block_channels;
   const int channels = min(params.block_channels, image.channels - first_channel);
 

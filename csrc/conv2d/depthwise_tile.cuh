@@ -1,22 +1,28 @@
-// Depthwise fprop and dgrad in tiles, dense NCHW: K x K taps, K = 3, 5, 7, no dilation (depthwise_image.h has
-// the problem).
+// Depthwise fprop and dgrad in tiles, dense NCHW: K x K taps, K = 3, 5, 7 (depthwise_image.h has the
+// problem).
 //
-// Walk: a block takes whole planes, or a strip of rows of one. Either way its sources are one run of bytes,
-// which comes 16 bytes a load whatever the width of the image, four loads a thread under way; they go to
-// shared memory as floats, in rows with their padding. A thread makes rows x columns targets of one plane: it
-// reads each source of its window once for all of them, weights and sums stay in registers. Then the targets
-// take the sources' place in shared memory, and leave as a run of bytes again, 16 bytes a store, through the
-// epilogue.
+// Walk: a block takes whole planes, or a strip of rows of one: then its sources are one run of bytes. Where
+// planes are too large for that and wide, or their rows dilated, it takes parts of rows instead, of one class
+// of rows: the rows between come to other blocks, or to none. Either way sources come 16 bytes a load
+// whatever the width of the image, several loads a thread under way; they go to shared memory as floats, in
+// rows with their padding, dilated columns sorted by class: from there on no thread's columns know of
+// dilation. A thread makes rows x columns targets of a class of one plane: it reads each source of its window
+// once for all of them, weights and sums stay in registers. Then the targets take the sources' place in
+// shared memory, as they lie in the tensor, and leave 16 bytes a store, through the epilogue. dgrad at a
+// stride that divides the dilation has threads (or blocks) of classes that no tap meets: they write zeros.
 //
 // Floor: bytes = source + target once each; flops = 2*K*K per y. Read beyond it: the halo rows at which
-// strips meet, up to 30 bytes a block of its neighbours', weights once a block. Bound: at 3x3, stride 1, a
-// target takes 9 products and 2 reads of shared memory, and its source about 6 instructions on its way there:
-// memory. 5x5 and 7x7 in half precision are bound by issue, as in depthwise_strip.cuh. Blocks are small, so
-// that others load while one computes. Registers (ptxas, sm_90a, bfloat16): 75 at 3x3, 80 at 5x5, 123 at 7x7:
-// six to four blocks of 128 threads. Why floats with padding: as they lie in memory, each read would take a
-// conversion, and a predicate that tells the next row's elements from padding. A thread's columns and the
-// pitch of rows are odd numbers: the lanes of a warp read from different banks. A thread whose weights are
-// not all finite leaves out the padding tap by tap.
+// strips meet, up to 30 bytes of neighbours' a run, weights once a block; parts of rows: halo columns, and
+// the 16 bytes at both ends of each row. Bound: at its copy bandwidth an H200 has 27 lane-instructions for a
+// target in half precision, 55 in float. By the machine code of 3x3, stride 1, in half precision a source
+// takes 9 on its way to shared memory, dilated 23 (where it shares its 16 bytes with the next row 16 and 29),
+// a target 22 more up to the epilogue: memory bounds float 3x3, the issue of instructions the rest. Blocks
+// are small, so that others load while one computes. Registers (ptxas, sm_90a, bfloat16): 79 at 3x3, 79 at
+// 5x5, 117 at 7x7: six to four blocks of 128 threads. Why floats with padding: as they lie in memory, each
+// read would take a conversion, and a predicate that tells the next row's elements from padding. Why no
+// classes of columns in blocks of their own: each would read all of a row's sectors. A thread's columns and
+// the pitch of a class are odd numbers: the lanes of a warp read from different banks, or two by two. A
+// thread whose weights are not all finite leaves out the padding tap by tap.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -25,177 +31,20 @@
 #include <type_traits>
 
 #include "common/launch.h"
-#include "common/memory.cuh"
-#include "common/shared.cuh"
-#include "conv2d/depthwise_axis.cuh"
-#include "conv2d/depthwise_shape.h"
-#include "conv2d/epilogue.cuh"
-#include "conv2d/grad_activation.cuh"
+#include "conv2d/depthwise_tile_moves.cuh"
 
 namespace fastcnn {
-
-template <int K>
-struct DepthwiseTileShared {
-  SharedArray<float, kDepthwiseTilePlanes * K * K> weights;  // [plane][tap]
-  // [plane][row][column] of the source, then the targets as they lie in memory.
-  SharedArray<float, kDepthwiseTileFloats + 8> tile;
-};
-
-static_assert(sizeof(DepthwiseTileShared<7>) == depthwise_tile_bytes(7));
-
-// A block's planes and rows, and where they lie in shared memory.
-struct DepthwiseTilePlace {
-  int plane;
-  int planes;
-  DepthwiseSpan rows;
-  DepthwiseSpan columns;
-  int first_row;  // of each plane: the source in its first row of shared memory, and how many there are
-  int plane_rows;
-
-  __device__ DepthwiseTilePlace(const DepthwiseTileParams& params, const DepthwiseThreadShape& shape,
-                                int rest)
-      : rows(params.image.rows, shape.advance(params.image.rows.block), rest),
-        columns(params.image.columns, 0, rest) {
-    plane = rest * params.block_planes;
-    planes = min(params.block_planes, params.planes - plane);
-    rows.clip(shape);
-    // Planes that come together come whole, rows that no target sees included.
-    const bool whole = params.block_planes > 1;
-    first_row = whole ? -rows.origin : rows.low;
-    plane_rows = whole ? params.image.rows.source : max(rows.high - rows.low, 0);
-  }
-};
-
-// The run of sources of a block as it lies in the tensor, and its way to shared memory.
-template <class T, int K>
-struct DepthwiseTileRun {
-  static constexpr int V = 16 / sizeof(T);
-
-  DepthwiseTileShared<K>& shared;
-  const DepthwiseTileParams& params;
-  int64_t begin;  // the run's first element in the tensor
-  int count;      // its elements
-  int shift;      // of them to the 16 bytes in which it begins
-  int width;
-  int origin;
-  bool cropped;  // some columns of the source have no place in shared memory
-
-  __device__ DepthwiseTileRun(DepthwiseTileShared<K>& shared, const DepthwiseTileParams& params,
-                              const DepthwiseTilePlace& place)
-      : shared(shared), params(params), width(params.image.columns.source), origin(place.columns.origin) {
-    begin =
-        (static_cast<int64_t>(place.plane) * params.image.rows.source + place.rows.origin + place.first_row) *
-        width;
-    count = place.planes * place.plane_rows * width;
-    shift = static_cast<int>(begin % V);
-    cropped = origin > 0 || width - origin > params.pitch;
-  }
-
-  // N neighbouring elements from number `at` of the run on, of which the first may come before it.
-  template <int N>
-  __device__ void scatter(int at, const Vector<T, N>& values) const {
-    int column;
-    const int row = params.source_columns.divide(max(at, 0), column);
-    column += min(at, 0);
-    int to = row * params.pitch + column - origin;
-    const bool checked = cropped || at < 0 || at + N > count;
-#pragma unroll
-    for (int v = 0; v < N; ++v, ++column, ++to) {
-      if (column == width) {
-        column = 0;
-        to += params.pitch - width;
-      }
-      const int in_row = column - origin;
-      if (!checked || (at + v >= 0 && at + v < count && in_row >= 0 && in_row < params.pitch)) {
-        shared.tile.store(to, to_accumulator(values[v]));
-      }
-    }
-  }
-
-  // kLoads loads of a thread under way.
-  template <int kLoads, bool kActivation>
-  __device__ void fetch() const {
-    const DepthwiseImageParams& image = params.image;
-    const T* const data = static_cast<const T*>(image.source.data);
-    const auto load = [&](auto width_tag, bool predicate, int64_t offset) {
-      constexpr int N = decltype(width_tag)::value;
-      if constexpr (kActivation) {
-        return load_grad_if<N>(predicate, image.grad_activation, data, offset);
-      } else {
-        return load_global_if<N>(predicate, data + offset);
-      }
-    };
-    // The tensor's last elements do not come in 16 bytes.
-    const int64_t total = static_cast<int64_t>(params.planes) * image.rows.source * width;
-    const int whole = static_cast<int>(min(static_cast<int64_t>(count), total / V * V - begin));
-    const int step = static_cast<int>(blockDim.x) * V;
-    for (int start = static_cast<int>(threadIdx.x) * V - shift; start < whole; start += kLoads * step) {
-      Vector<T, V> loaded[kLoads];
-#pragma unroll
-      for (int i = 0; i < kLoads; ++i) {
-        const int at = start + i * step;
-        loaded[i] = load(std::integral_constant<int, V>{}, at < whole, begin + at);
-      }
-#pragma unroll
-      for (int i = 0; i < kLoads; ++i) {
-        if (start + i * step < whole) scatter<V>(start + i * step, loaded[i]);
-      }
-    }
-    const int last = whole + static_cast<int>(threadIdx.x);
-    if (last < count) {
-      scatter<1>(last, load(std::integral_constant<int, 1>{}, true, begin + last));
-    }
-  }
-};
-
-// Brings the sources of the block's planes, and zeros beside them.
-template <class T, int K>
-__device__ inline void fetch_tile(DepthwiseTileShared<K>& shared, const DepthwiseTileParams& params,
-                                  const DepthwiseTilePlace& place) {
-  const DepthwiseTileRun<T, K> run(shared, params, place);
-  if (params.image.grad_activation.saved == nullptr) {
-    run.template fetch<4, false>();
-  } else {
-    run.template fetch<1, true>();
-  }
-  const int origin = run.origin, width = run.width;
-  const int left = min(max(-origin, 0), params.pitch), right = min(max(width - origin, left), params.pitch);
-  for (int row = static_cast<int>(threadIdx.x); row < place.planes * place.plane_rows;
-       row += static_cast<int>(blockDim.x)) {
-    for (int i = 0; i < left; ++i) shared.tile.store(row * params.pitch + i, 0.0f);
-    for (int i = right; i < params.pitch; ++i) shared.tile.store(row * params.pitch + i, 0.0f);
-  }
-}
-
-// Writes the block's targets, which lie in shared memory as in the tensor, at the same place within 16 bytes.
-template <class T, int K>
-__device__ inline void write_tile(const DepthwiseTileShared<K>& shared, const DepthwiseImageParams& image,
-                                  int64_t first, int shift, int count) {
-  constexpr int V = 16 / sizeof(T);
-  T* const output = static_cast<T*>(image.target.data) + first;
-  for (int at = static_cast<int>(threadIdx.x) * V; at < shift + count;
-       at += static_cast<int>(blockDim.x) * V) {
-    if (at >= shift && at + V <= shift + count) {
-      const Vector<float, V> loaded = shared.tile.template load_vector<V>(at);
-      float sum[V];
-      const float none[V] = {};
-#pragma unroll
-      for (int v = 0; v < V; ++v) sum[v] = loaded[v];
-      store_global<V>(output + at, finish<T>(image.epilogue, sum, none, first + at));
-    } else {
-      for (int i = max(at, shift); i < min(at + V, shift + count); ++i) {
-        const float sum[1] = {shared.tile.load(i)};
-        const float none[1] = {};
-        store_global<1>(output + i, finish<T>(image.epilogue, sum, none, first + i));
-      }
-    }
-  }
-}
 
 // What a window's columns or rows hold of the source.
 struct DepthwiseInside {
   int low, high;
 };
+
+// Of the window that begins at source `first` of the span, and steps through it by `step`.
+__device__ inline DepthwiseInside inside(const DepthwiseSpan& span, const FastDiv& step, int first) {
+  return {step.divide(max(span.low - first, 0) + step.divisor() - 1),
+          step.divide(max(span.high - first, 0) + step.divisor() - 1)};
+}
 
 // A target whose weights are not all finite: padding is left out, tap by tap.
 template <int K, DepthwiseStep kStep>
@@ -204,11 +53,11 @@ template <int K, DepthwiseStep kStep>
                                                DepthwiseInside columns, float sum) {
   constexpr DepthwiseThreadShape kShape = depthwise_tile_shape(K, kStep);
 #pragma unroll 1
-  for (int j = rows.low; j < rows.high; ++j) {
+  for (int j = max(rows.low, 0); j < min(rows.high, kShape.sources(kShape.rows)); ++j) {
     const int r = kShape.tap(i, j);
     if (r < 0 || r >= K) continue;
 #pragma unroll 1
-    for (int c = columns.low; c < columns.high; ++c) {
+    for (int c = columns.low; c < min(columns.high, kShape.sources(kShape.columns)); ++c) {
       const int s = kShape.tap(u, c);
       if (s < 0 || s >= K) continue;
       sum += shared.tile.load(corner + j * pitch + c) * shared.weights.load(weight + r * K + s);
@@ -226,6 +75,7 @@ __global__ void __launch_bounds__(kDepthwiseTileThreads, 4)
   auto& shared = shared_memory<DepthwiseTileShared<K>>();
   const DepthwiseImageParams& image = params.image;
   const DepthwiseTilePlace place(params, kShape, static_cast<int>(blockIdx.x));
+  if (place.rows.count <= 0) return;
   const auto channel_of = [&](int plane) {
     int channel;
     params.channels.divide(place.plane + plane, channel);
@@ -242,10 +92,17 @@ __global__ void __launch_bounds__(kDepthwiseTileThreads, 4)
   }
   __syncthreads();
 
-  int group, row_group;
-  const int plane =
-      params.row_groups.divide(params.groups.divide(static_cast<int>(threadIdx.x), group), row_group);
-  const int row = row_group * kRows, column = group * kColumns;
+  int group, row_group, column_class = 0, row_class = 0;
+  int rest = params.groups.divide(static_cast<int>(threadIdx.x), group);
+  if (params.dilated) {
+    rest = image.columns.by_classes.divide(rest, column_class);
+    rest = params.row_classes.divide(rest, row_class);
+  }
+  const int plane = params.row_groups.divide(rest, row_group);
+  // The thread's first target, counted in the block.
+  const int row_step = params.row_classes.divisor(), column_step = image.columns.classes;
+  const int row = row_group * kRows * row_step + row_class;
+  const int column = group * kColumns * column_step + column_class;
   const bool active = plane < place.planes && row < place.rows.count;
   float sum[kRows][kColumns];
   if (active) {
@@ -258,15 +115,30 @@ __global__ void __launch_bounds__(kDepthwiseTileThreads, 4)
       zero += weight[tap] * 0.0f;
     }
     const float bias = kShape.transposed() ? 0.0f : load_bias<T>(image.epilogue, channel_of(plane));
-    const int first_row = kShape.advance(row), first_column = kShape.advance(column);
-    const int corner = (plane * place.plane_rows + first_row - place.first_row) * params.pitch + first_column;
+    // Its window: the first source in the block's, where that lies, and which rows there are.
+    int first_row = kShape.advance(row_group * kRows), first_column = kShape.advance(group * kColumns);
+    int at_column = first_column, pitch = params.pitch;
+    DepthwiseInside rows{place.rows.low - first_row, place.rows.high - first_row};
+    if (params.dilated) {
+      const FastDiv& dilation = params.row_dilation;
+      int row_rest, column_rest;
+      first_row = image.rows.offset(row_class, row_rest) + dilation.divisor() * first_row;
+      first_column =
+          image.columns.offset(column_class, column_rest) + image.columns.dilation.divisor() * first_column;
+      at_column = depthwise_tile_slot(params, first_column);
+      pitch *= dilation.divisor();
+      rows = inside(place.rows, dilation, first_row);
+      // A class that no tap meets.
+      if (column_rest != 0 || (row_rest != 0 && !params.by_rows)) rows.high = rows.low;
+    }
+    const int corner = (plane * place.plane_rows + first_row - place.first_row) * params.pitch + at_column;
     if (zero == 0) {
 #pragma unroll
       for (int i = 0; i < kRows * kColumns; ++i) sum[i / kColumns][i % kColumns] = bias;
 #pragma unroll
       for (int j = 0; j < kShape.sources(kRows); ++j) {
-        if (first_row + j < place.rows.low || first_row + j >= place.rows.high) continue;
-        const int at = corner + j * params.pitch;
+        if (j < rows.low || j >= rows.high) continue;
+        const int at = corner + j * pitch;
 #pragma unroll
         for (int c = 0; c < kShape.sources(kColumns); ++c) {
           const float x = shared.tile.load(at + c);
@@ -283,14 +155,11 @@ __global__ void __launch_bounds__(kDepthwiseTileThreads, 4)
         }
       }
     } else {
-      const DepthwiseInside rows{max(place.rows.low - first_row, 0),
-                                 min(place.rows.high - first_row, kShape.sources(kRows))};
-      const DepthwiseInside columns{max(place.columns.low - first_column, 0),
-                                    min(place.columns.high - first_column, kShape.sources(kColumns))};
+      const DepthwiseInside columns = inside(place.columns, image.columns.dilation, first_column);
 #pragma unroll
       for (int i = 0; i < kRows * kColumns; ++i) {
         sum[i / kColumns][i % kColumns] = careful_sum<K, kStep>(
-            shared, corner, params.pitch, weight_at, i / kColumns, i % kColumns, rows, columns, bias);
+            shared, corner, pitch, weight_at, i / kColumns, i % kColumns, rows, columns, bias);
       }
     }
   }
@@ -299,27 +168,37 @@ __global__ void __launch_bounds__(kDepthwiseTileThreads, 4)
   // Targets that exist: a transposed block's first row and column may not.
   const int skipped_rows = max(-place.rows.target, 0), skipped_columns = max(-place.columns.target, 0);
   const int target_rows = place.rows.count - skipped_rows;
-  const int width = image.columns.target;
+  const int width = place.columns.count - skipped_columns;
   const int64_t begin =
-      (static_cast<int64_t>(place.plane) * image.rows.target + place.rows.target + skipped_rows) * width;
-  constexpr int V = 16 / sizeof(T);
-  const int64_t first = begin / V * V;
-  const int shift = static_cast<int>(begin - first);
+      (static_cast<int64_t>(place.plane) * image.rows.target + place.rows.target + skipped_rows) *
+          image.columns.target +
+      place.columns.target + skipped_columns;
   if (active) {
+    const int shift = params.by_rows ? 0 : static_cast<int>(begin % (16 / static_cast<int>(sizeof(T))));
     const int start = shift + (plane * target_rows + row - skipped_rows) * width + column - skipped_columns;
+    const auto store = [&](auto step) {
 #pragma unroll
-    for (int i = 0; i < kRows; ++i) {
-      if (row + i < skipped_rows || row + i >= place.rows.count) continue;
+      for (int i = 0; i < kRows; ++i) {
+        const int below = i * row_step;
+        if (row + below < skipped_rows || row + below >= place.rows.count) continue;
 #pragma unroll
-      for (int u = 0; u < kColumns; ++u) {
-        if (column + u >= skipped_columns && column + u < place.columns.count) {
-          shared.tile.store(start + i * width + u, sum[i][u]);
+        for (int u = 0; u < kColumns; ++u) {
+          const int beside = u * step;
+          if (column + beside >= skipped_columns && column + beside < place.columns.count) {
+            shared.tile.store(start + below * width + beside, sum[i][u]);
+          }
         }
       }
+    };
+    if (column_step == 1) {
+      store(std::integral_constant<int, 1>{});
+    } else {
+      store(column_step);
     }
   }
   __syncthreads();
-  write_tile<T, K>(shared, image, first, shift, place.planes * target_rows * width);
+  write_tile<T, K>(shared, params, begin, params.by_rows ? width : place.planes * target_rows * width,
+                   target_rows);
 }
 
 template <class T, int K>

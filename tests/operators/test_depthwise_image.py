@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
 
+import fastcnn
 from fastcnn.testing import assert_accurate, assert_exact
 from tests.emulator import controls
 
@@ -66,6 +69,10 @@ STRIPS = [
     layer("uneven-dilation", 8, (9, 12), dilation=(1, 3)),
     layer("stride-4-dilation-2", 8, (14, 13), dilation=2, stride=4, pad=1),
     layer("stride-3-dilation-3", 8, (14, 13), dilation=3, stride=3, pad=1),
+    layer("stride-2-dilation-3", 8, (10, 15), dilation=3, stride=2),
+    layer("stride-2-dilation-4", 8, (11, 15), dilation=4, stride=2, pad=3),
+    layer("pad-over-kernel-dilated", 8, (8, 9), dilation=2, pad=7),
+    layer("pad-over-kernel-stride-2-dilation-2", 8, (8, 9), dilation=2, stride=2, pad=7),
     layer("channels-of-several-chunks", 136, (3, 4), 5),
     layer("wide", 8, (3, 300), 3, batch=1),
     layer("wide-stride-2", 8, (4, 290), 5, batch=1, stride=2),
@@ -76,8 +83,9 @@ STRIPS = [
 ]
 
 #: What dgrad leaves to the kernel for every shape: a stride that its step does not have.
-STRIDED = {"3x3-stride-2-dilation-2", "5x5-stride-2-dilation-2", "7x7-stride-2-dilation-2"}
-STRIDED |= {"stride-4-dilation-2", "stride-3-dilation-3"}
+STRIDED = {"stride-4-dilation-2", "stride-2-dilation-3"}
+#: Left to it as a whole: most of what threads make would not exist.
+IDLE = {"dilation-over-image"}
 
 
 def tensors(case: Conv, dtype: torch.dtype, layout: str, make) -> tuple[torch.Tensor, ...]:
@@ -122,44 +130,73 @@ def check(case: Conv, dtype: torch.dtype, layout: str, names: list[str]) -> None
         assert_exact(value, expected, name)
 
 
-def strip_names(case: Conv) -> list[str]:
-    return ["depthwise_strip_fprop", "depthwise_dgrad" if case.id in STRIDED else "depthwise_strip_dgrad"]
+def names(case: Conv, kernel: str) -> list[str]:
+    fprop = "depthwise" if case.id in IDLE else kernel
+    dgrad = "depthwise" if case.id in IDLE | STRIDED else kernel
+    return [f"{fprop}_fprop", f"{dgrad}_dgrad"]
 
 
 @parametrize("case", STRIPS)
 def test_strips_are_exact(chip, case):
     chip(1)  # long strips
-    check(case, torch.float32, "nhwc", strip_names(case))
+    check(case, torch.float32, "nhwc", names(case, "depthwise_strip"))
     chip(132)
     # The two half types share their kernels' code: they take turns.
-    check(case, HALVES[len(case.id) % 2], "nhwc", strip_names(case))
+    check(case, HALVES[len(case.id) % 2], "nhwc", names(case, "depthwise_strip"))
 
 
-#: Dilation is the strips' alone. Of one pixel, either layout is NHWC.
+#: Planes that come whole, rows that come as one run, and parts of rows: of wide images, of a class of rows,
+#: of the rows that a stride leaves.
 TILES = [
-    *(case for case in STRIPS if case.dilation == (1, 1) and case.id != "one-pixel"),
+    # Of one pixel, either layout is NHWC.
+    *(case for case in STRIPS if case.id != "one-pixel"),
     layer("planes-of-odd-size", 9, (7, 7), batch=3),
+    layer("dilated-planes-of-odd-size", 9, (7, 7), batch=3, dilation=2),
     layer("one-channel-more-than-a-block", 65, (3, 3), 5, batch=1),
     layer("rows-in-strips", 2, (70, 90), batch=1),
     layer("rows-in-strips-stride-2", 2, (70, 90), 5, batch=1, stride=2),
+    layer("columns-in-parts", 2, (6, 1500), batch=1),
+    layer("columns-in-parts-stride-2", 1, (5, 1501), batch=1, stride=2),
+    layer("columns-in-parts-no-padding", 1, (10, 1003), 5, batch=1, stride=2, pad=0),
+    layer("columns-in-parts-pad-over-kernel", 1, (6, 1002), batch=1, pad=4),
+    layer("columns-in-parts-dilated", 1, (9, 1203), batch=1, dilation=2),
+    layer("rows-of-a-class", 2, (71, 91), batch=1, dilation=2, pad=1),
+    layer("rows-of-a-class-5x5", 1, (45, 91), 5, batch=1, dilation=3),
+    layer("rows-of-a-class-dilation-12", 1, (33, 33), batch=1, dilation=12),
+    layer("rows-left-out", 3, (9, 70), dilation=2, stride=2),
+    layer("rows-left-out-stride-4", 2, (17, 67), dilation=4, stride=4, pad=3),
+    layer("rows-of-a-class-stride-2", 1, (71, 97), batch=1, dilation=2, stride=2, pad=1),
 ]
-
-
-TILE_NAMES = ["depthwise_tile_fprop", "depthwise_tile_dgrad"]
 
 
 @parametrize("case", TILES)
 def test_tiles_are_exact(chip, case):
     chip(2)
-    check(case, torch.float32, "nchw", TILE_NAMES)
-    check(case, HALVES[len(case.id) % 2], "nchw", TILE_NAMES)
+    check(case, torch.float32, "nchw", names(case, "depthwise_tile"))
+    check(case, HALVES[len(case.id) % 2], "nchw", names(case, "depthwise_tile"))
+
+
+@pytest.mark.parametrize(
+    ("size", "rest", "tile"),
+    [
+        ((56, 56), {"dilation": 2, "padding": 2}, "1 plane"),
+        ((224, 224), {"padding": 1}, "16 rows of one plane"),
+        ((224, 224), {"dilation": 2, "padding": 2}, "28 x 112 of one plane"),
+        ((64, 64), {"dilation": 2, "padding": 2, "stride": 2}, "32 x 32 of one plane"),
+        ((1080, 1920), {"padding": 1}, r"\d+ x \d+ of one plane"),
+    ],
+)
+def test_what_a_tile_is(emulated_on_cpu, size, rest, tile):
+    plan = fastcnn.plan("conv2d_fprop", (1, 512, *size), (512, 1, 3, 3), groups=512, chip="H200", **rest)
+    assert plan.kernel == "depthwise_tile_fprop"
+    assert re.fullmatch(f"{tile}; a thread makes 4 x 7", plan.tile), plan.tile
 
 
 @pytest.mark.parametrize(
     ("case", "layout"),
     [
-        (layer("dilated planes", 8, (9, 9), dilation=2), "nchw"),
-        (layer("wide planes", 2, (3, 1500), batch=1), "nchw"),
+        (layer("a target a class", 8, (9, 9), dilation=9), "nchw"),
+        (layer("a target a class", 8, (9, 9), dilation=9), "nhwc"),
         (layer("half a vector of channels", 12, (5, 5)), "nhwc"),
         (layer("other taps", 8, (6, 6), (3, 5)), "nhwc"),
         (layer("stride 3", 8, (9, 9), stride=3), "nhwc"),
@@ -176,8 +213,15 @@ SOME_IDS = (
     "5x5-stride-2-dilation-1",
     "7x7-stride-1-dilation-1",
     "no-padding-stride-2",
+    "3x3-stride-1-dilation-2",
+    "3x3-stride-2-dilation-2",
 )
 SOME = [case for case in STRIPS if case.id in SOME_IDS]
+#: Parts of rows too.
+SOME += [
+    layer("columns-in-parts", 8, (9, 520), batch=1),
+    layer("rows-left-out", 8, (9, 67), dilation=2, stride=2, batch=1),
+]
 
 
 @pytest.mark.parametrize("layout", ["nhwc", "nchw"])
@@ -241,7 +285,8 @@ def test_padding_is_left_out(chip, case, dtype, layout):
     x, dy = x.abs() + 1, dy.abs() + 1
     w[:, :, 0, :] = torch.inf
     w[1, :, :, 0] = torch.nan
-    dx = references(case, x, w, bias, dy)[1]  # a transposed convolution, which has no padding of zeros
+    # A transposed convolution, which has no padding of zeros; in bfloat16 torch's dilated ones have.
+    dx = references(case, *(t.double() for t in (x, w, bias, dy)))[1]
     # Of y, sums over the taps inside: infinities and NaNs as if padding had no taps.
     _, kept = inside_sums(case, x.double(), w.double())
     y, ours = results(case, x, w, None, dy)
@@ -319,3 +364,31 @@ def test_bytes_near_the_floor(chip, size, kernel, stride, layout, dtype):
         wide = 16 * launch["global_loads"][16]
         # All but a tensor's last elements and, of strided layers, rows that no tap reaches.
         assert wide >= 0.9 * source.numel() * source.element_size(), launch["name"]
+
+
+#: Layers and layouts, what of x their taps see in each.
+DILATED = [
+    (layer("56x56-dilation-2", 16, (56, 56), batch=1, dilation=2), {"nhwc": 1.0, "nchw": 1.0}),
+    (layer("5x5-dilation-2", 16, (28, 28), 5, batch=1, dilation=2), {"nhwc": 1.0, "nchw": 1.0}),
+    (layer("rows-of-a-class", 8, (65, 65), batch=1, dilation=2), {"nhwc": 1.0, "nchw": 1.0}),
+    (layer("stride-2-dilation-2", 8, (64, 64), batch=1, dilation=2, stride=2), {"nhwc": 0.25, "nchw": 0.5}),
+    (layer("33x33-dilation-6", 8, (33, 33), batch=1, dilation=6), {"nchw": 1.0}),
+    (layer("columns-in-parts", 1, (60, 1000), batch=1), {"nchw": 1.0}),
+    (layer("columns-in-parts-stride-2", 1, (60, 1000), batch=1, stride=2), {"nchw": 1.0}),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("case", "layout", "seen"),
+    [pytest.param(case, *item, id=f"{case.id}-{item[0]}") for case, of in DILATED for item in of.items()],
+)
+def test_bytes_of_dilated_and_wide_layers(chip, case, layout, seen, dtype):
+    chip(1)
+    operands = tensors(case, dtype, layout, integers)
+    controls().reset()
+    results(case, *operands)
+    x, w, _, dy = (t.numel() * t.element_size() for t in operands)
+    for launch, floor in zip(controls().launches(), (seen * x + w + dy, dy + w + x), strict=True):
+        moved = launch["global_bytes_read"] + launch["global_bytes_written"]
+        assert moved <= 1.1 * floor, (launch["name"], moved / floor)

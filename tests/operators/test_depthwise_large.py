@@ -46,6 +46,7 @@ CASES = [
     layer("asymmetric-padding", 4, (8, 9), 9, pad=(0, 8, 3, 5)),
     layer("odd-channels-5x5", 3, (6, 9), 5),
     layer("dilated", 4, (11, 19), (7, 9), dilation=(2, 3), batch=1),
+    layer("dilated-strides", 3, (13, 14), (5, 9), dilation=(2, 3), stride=(2, 3), pad=(3, 8), batch=1),
     layer("dilation-over-image", 3, (3, 4), (5, 5), dilation=5, batch=1),
     layer("channels-and-images-over-a-block", 12, (3, 4), 9, batch=5),
     layer("101x97", 2, (3, 4), (101, 97), batch=1),
