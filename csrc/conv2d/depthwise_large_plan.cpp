@@ -150,8 +150,8 @@ std::optional<DepthwiseImagePlan> plan_depthwise_large(Conv2dPass pass, const Co
   }
   // Vectors of channels where the problem has enough of them for every SM.
   const LargeChoice choice(problem, rows, columns);
-  const int64_t most_blocks = problem.n * (problem.c / kVector) * ceil_div(class_targets(rows), kFewestRows) *
-                              rows.classes * columns.classes;
+  const int64_t most_blocks = int64_t{problem.n} * (problem.c / kVector) *
+                              ceil_div(class_targets(rows), kFewestRows) * rows.classes * columns.classes;
   const bool aligned = problem.c % kVector == 0 &&
                        channels_align(tensors.source, problem.n, rows.source, columns.source, kVector, bytes);
   const bool channels_fast = aligned || (problem.c > 1 && tensors.target.stride_c < tensors.target.stride_w);

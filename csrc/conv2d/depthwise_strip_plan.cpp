@@ -131,7 +131,7 @@ std::optional<DepthwiseImagePlan> plan_depthwise_strip(Conv2dPass pass, const Co
   }
 
   const DepthwiseThreadShape shape = depthwise_strip_shape(problem.r, *step);
-  if (rows.classes * columns.classes > 1 &&
+  if (std::max(rows.classes, columns.classes) > 1 &&
       useful_part(rows, shape.rows) * useful_part(columns, shape.columns) < least_useful(problem.r)) {
     return std::nullopt;
   }

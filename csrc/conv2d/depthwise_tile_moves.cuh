@@ -168,6 +168,7 @@ struct DepthwiseTileSources {
   // One run without dilation: kLoads loads of a thread under way.
   template <int kLoads, bool kActivation>
   __device__ void fetch_run() const {
+    if (count == 0) return;  // padding alone; below the image it begins past the tensor's end
     const int shift = static_cast<int>(begin % V);
     const int whole = static_cast<int>(min(static_cast<int64_t>(count), whole_end() - begin));
     const int step = static_cast<int>(blockDim.x) * V;

@@ -155,7 +155,7 @@ std::optional<DepthwiseImagePlan> plan_depthwise_tile(Conv2dPass pass, const Con
     }
   }
   const DepthwiseThreadShape shape = depthwise_tile_shape(problem.r, *step);
-  if (rows.classes * columns.classes > 1 &&
+  if (std::max(rows.classes, columns.classes) > 1 &&
       useful_part(rows, shape.rows) * useful_part(columns, shape.columns) < kLeastUseful) {
     return std::nullopt;
   }

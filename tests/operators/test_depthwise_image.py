@@ -155,6 +155,8 @@ TILES = [
     layer("one-channel-more-than-a-block", 65, (3, 3), 5, batch=1),
     layer("rows-in-strips", 2, (70, 90), batch=1),
     layer("rows-in-strips-stride-2", 2, (70, 90), 5, batch=1, stride=2),
+    layer("a-strip-below-the-image", 1, (250, 91), batch=1, pad=(1, 45, 1, 1)),
+    layer("a-strip-below-the-image-stride-2", 1, (250, 91), batch=1, stride=2, pad=(1, 75, 1, 1)),
     layer("columns-in-parts", 2, (6, 1500), batch=1),
     layer("columns-in-parts-stride-2", 1, (5, 1501), batch=1, stride=2),
     layer("columns-in-parts-no-padding", 1, (10, 1003), 5, batch=1, stride=2, pad=0),
