@@ -55,7 +55,7 @@ struct DepthwiseImageParams {
   DepthwiseAxis rows;
   DepthwiseAxis columns;
   int channels = 0;
-  bool flip = false;  // dgrad at stride 1 is fprop with its taps in reverse order
+  bool flip = false;  // dgrad at a step of one is fprop with its taps in reverse order
 };
 
 // NHWC (depthwise_strip.cuh).

@@ -75,9 +75,9 @@ class TileChoice {
   TileBlock best_part() const {
     TileBlock best;
     double least = kMostRead;
-    for (int64_t parts = 1, groups = 0; groups != 1; ++parts) {
-      if (groups == ceil_div(column_groups_, parts)) continue;
-      groups = ceil_div(column_groups_, parts);
+    for (int64_t groups = std::min<int64_t>(column_groups_, kDepthwiseTileThreads); groups > 0; --groups) {
+      // Parts of a row are equal, but for the last one.
+      if (ceil_div(column_groups_, ceil_div(column_groups_, groups)) != groups) continue;
       TileBlock block;
       block.groups = groups;
       block.by_rows = groups < column_groups_ || rows_.classes > 1 || rows_.dilation.divisor() > 1;
