@@ -49,10 +49,9 @@ struct ThinBox {
   TensorView view;
   int image_h = 0, image_w = 0;
   int planes = 1, rows = 1;
-  int columns = 1;      // image pixels of a row
-  int pixel = 1;        // elements from pixel to pixel: C, or 1 in planes
-  int pixel_inner = 1;  // channels of a pixel that lie in one plane
-  bool dense = false;   // rows are dense runs in memory
+  int columns = 1;     // image pixels of a row
+  int pixel = 1;       // elements from pixel to pixel: C, or 1 in planes
+  bool dense = false;  // rows are dense runs in memory
   int row_pitch = 0, plane_pitch = 0;
   FastDiv vectors;  // 16-byte vectors that a row may touch
   FastDiv row_count, pixel_div;

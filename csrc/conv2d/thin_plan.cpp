@@ -512,9 +512,9 @@ std::optional<ThinPlan> plan_thin(Conv2dPass pass, const Conv2dParams& params, c
   for (const int extent : {problem.n, problem.c, problem.k, problem.h, problem.w, problem.p, problem.q}) {
     if (extent < 1) return std::nullopt;
   }
-  // Rows and columns past the image, by padding or dilation, must not overflow.
+  // Rows and columns past the image, by padding or dilation, and elements of a row must not overflow.
   for (const int extent : {problem.pad_top, problem.pad_left, problem.dilation_h, problem.dilation_w,
-                           problem.stride_h, problem.stride_w, problem.w}) {
+                           problem.stride_h, problem.stride_w, problem.w, problem.q}) {
     if (extent > 1 << 20) return std::nullopt;
   }
   if (pass == Conv2dPass::kDgrad || (pass == Conv2dPass::kFprop && problem.c > kMostChannels)) {

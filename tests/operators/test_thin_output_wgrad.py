@@ -283,6 +283,14 @@ def test_plans_of_last_layers(emulated_on_cpu, filters, kernel, dtype, channels_
     assert 2 * plan.workspace_bytes < dtype.itemsize * 16 * 64 * 224 * 224 / 6
 
 
+def test_rows_of_dy_past_32_bits_are_another_kernel_s(emulated_on_cpu):
+    """8 channels of 2^28 pixels, nearly all of which see padding, are more elements than a row counts."""
+    options = {"channels_last": True, "chip": "H200"}
+    for columns, kernel in ((1 << 19, "thin_wgrad"), (1 << 28, "generic_wgrad")):
+        plan = fastcnn.plan("conv2d_wgrad", (1, 9, 1, 8), (8, 9, 1, 1), padding=(0, 0, 0, columns), **options)
+        assert plan.kernel == kernel
+
+
 @pytest.mark.parametrize(
     ("case", "dtype", "kernel"),
     [
