@@ -93,7 +93,8 @@ def first(result: Tensor | tuple[Tensor, ...]) -> Tensor:
 SMALL_CONVS = (
     ConvShape("3x3", 2, 5, 9, 7, 3, padding=1),
     ConvShape("3x3-stride2-dilated", 2, 8, 13, 16, 3, stride=2, padding=2, dilation=2),
-    ConvShape("1x1", 1, 16, 8, 8, 1),
+    ConvShape("1x1", 1, 16, 8, 24, 1),
+    ConvShape("1x1-stride2-unaligned", 2, 17, 10, 33, 1, stride=2),
     ConvShape("grouped", 2, 6, 7, 9, 3, padding=1, groups=3),
     ConvShape("depthwise", 2, 9, 10, 9, 3, padding=1, groups=9),
     ConvShape("first-layer", 2, 3, 11, 16, 3, stride=2, padding=1),

@@ -157,8 +157,9 @@ PointwisePlan bind(Conv2dPass pass, const Conv2dParams& params) {
     result.bias_vector = result.pixels_in_rows && reinterpret_cast<uintptr_t>(params.epilogue.bias) % 16 == 0;
     if (dgrad) {
       out_pixels = pixel_axis(params.output, n, p, q, problem.stride_h, problem.stride_w);
-      result.cell_h = problem.stride_h;
-      result.cell_w = problem.stride_w;
+      // No larger than the image, whose pixels 32 bits count: a product of two strides may be past them.
+      result.cell_h = std::min(problem.stride_h, problem.h);
+      result.cell_w = std::min(problem.stride_w, problem.w);
       result.image_h = problem.h;
       result.image_w = problem.w;
       result.cell_stride_h = params.output.stride_h;
@@ -173,7 +174,7 @@ PointwisePlan bind(Conv2dPass pass, const Conv2dParams& params) {
       // Zeros are stored as the sums are, to pixels between theirs.
       const PointwiseAxis all = pixel_axis(params.output, n, problem.h, problem.w);
       result.store_vector = std::min(result.store_vector, vector_along(out_channels, all, result.output));
-    } else if (dgrad && problem.stride_h > 1 && params.output.stride_h % result.store_vector != 0) {
+    } else if (dgrad && result.cell_h > 1 && params.output.stride_h % result.store_vector != 0) {
       result.store_vector = 1;
     }
     result.cell_pairs = dgrad && !result.pixels_in_rows && result.store_vector == 1 && problem.w % 2 == 0 &&

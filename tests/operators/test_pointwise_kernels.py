@@ -57,6 +57,9 @@ SHAPES = [
     pointwise("stride-of-rows", 16, 16, (7, 16), stride=(3, 1)),
     pointwise("stride-of-columns", 16, 16, (4, 9), stride=(1, 2)),
     pointwise("stride-over-image", 16, 8, (3, 4), stride=(5, 7)),
+    # In 32 bits these would be cells of no pixel, and of one.
+    pointwise("product-of-strides-2-to-the-32", 16, 24, (3, 4), stride=(1 << 16, 1 << 16)),
+    pointwise("product-of-strides-2-to-the-32-plus-1", 16, 24, (3, 4), stride=(641, 6700417)),
     pointwise("stride-2-to-7x7", 40, 33, (14, 14), stride=(2, 2)),
     pointwise("stride-2-odd-channels", 33, 17, (6, 9), stride=(2, 2), batch=3),
     pointwise("stride-3x2-of-pairs", 9, 16, (7, 10), stride=(3, 2)),
@@ -334,7 +337,7 @@ def test_strided_gradients_are_stored_with_their_zeros(chip):
 
 
 @pytest.mark.parametrize("layout", ["nhwc", "nchw"])
-@pytest.mark.parametrize(("channels", "filters"), [(9, 17), (12, 17), (17, 8)])
+@pytest.mark.parametrize(("channels", "filters"), [(9, 17), (12, 17), (17, 12)])
 def test_partial_sums_of_any_size(chip, channels, filters, layout):
     """Splits of odd matrices, and of even ones with an odd bias gradient behind each."""
     chip(132)
