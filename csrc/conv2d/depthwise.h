@@ -3,11 +3,13 @@
 
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <string>
 
+#include "common/ceil_div.h"
 #include "common/chip.h"
 #include "conv2d/depthwise_image.h"
 #include "conv2d/depthwise_wgrad_large.h"
@@ -22,6 +24,12 @@ namespace fastcnn {
 inline constexpr int kDepthwiseThreads = 256;
 // Output rows that one thread of fprop and dgrad makes.
 inline constexpr int kDepthwiseRows = 4;
+// The groups of rows that dgrad cuts an image into: the rows of a group lie a stride apart, as many groups
+// begin side by side as the stride and the image have rows.
+inline int64_t depthwise_dgrad_row_groups(const Conv2dProblem& problem) {
+  return ceil_div(problem.h, int64_t{kDepthwiseRows} * problem.stride_h) *
+         std::min(problem.stride_h, problem.h);
+}
 // wgrad keeps a window of this many by this many taps in registers.
 inline constexpr int kDepthwiseTapWindow = 3;
 // fprop, dgrad: the weights of a block's channels in shared memory. 8 KiB hold the 64 taps of 64 half

@@ -23,8 +23,7 @@ void launch_depthwise_dgrad(const Conv2dParams& params, const DepthwisePlan& pla
   kernel_params.weight_taps = plan.weight_taps;
   kernel_params.channel_tiles = FastDiv(depthwise_channel_tiles(plan, problem.c));
   kernel_params.columns = divider(problem.w);
-  kernel_params.row_groups =
-      divider(covering(problem.h, kDepthwiseRows * problem.stride_h) * problem.stride_h);
+  kernel_params.row_groups = divider(static_cast<int>(depthwise_dgrad_row_groups(problem)));
   kernel_params.stride_h = FastDiv(problem.stride_h);
   kernel_params.stride_w = FastDiv(problem.stride_w);
   kernel_params.shift_p = covering((problem.r - 1) * problem.dilation_h, problem.stride_h);

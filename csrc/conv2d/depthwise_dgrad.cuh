@@ -23,7 +23,7 @@ struct DepthwiseDgradParams {
   int weight_taps = 0;
   FastDiv channel_tiles;
   FastDiv columns;     // W
-  FastDiv row_groups;  // stride_h phases x groups of kDepthwiseRows rows that cover H
+  FastDiv row_groups;  // phases of stride_h that H has x groups of kDepthwiseRows rows that cover H
   FastDiv stride_h;
   FastDiv stride_w;
   int shift_p = 0;  // whole output rows added before a division, so that its dividend is never negative

@@ -87,7 +87,7 @@ int64_t image_pixel_groups(Conv2dPass pass, const Conv2dProblem& problem) {
     case Conv2dPass::kFprop:
       return ceil_div(problem.p, kDepthwiseRows) * problem.q;
     case Conv2dPass::kDgrad:
-      return ceil_div(problem.h, int64_t{kDepthwiseRows} * problem.stride_h) * problem.stride_h * problem.w;
+      return depthwise_dgrad_row_groups(problem) * problem.w;
     default:
       return static_cast<int64_t>(problem.p) * problem.q;
   }

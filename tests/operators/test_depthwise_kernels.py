@@ -34,6 +34,7 @@ SHAPES = [
     depthwise("3x3-stride-3", (1, 8, 14, 13), (3, 3), stride=(3, 3), padding=(1, 1, 1, 1)),
     depthwise("uneven-strides", (1, 8, 13, 12), (3, 3), stride=(1, 3), padding=(1, 1, 1, 1)),
     depthwise("stride-over-kernel", (2, 8, 13, 14), (2, 2), stride=(5, 3)),
+    depthwise("stride-over-image", (2, 8, 7, 6), (3, 3), stride=(1 << 25, 1 << 25), padding=(1, 1, 1, 1)),
     depthwise("stride-over-image", (2, 8, 5, 5), (3, 3), stride=(9, 9), padding=(1, 1, 1, 1)),
     depthwise("1x1", (2, 8, 5, 7), (1, 1)),
     depthwise("1x1-stride-2", (2, 8, 5, 7), (1, 1), stride=(2, 2)),
