@@ -30,6 +30,10 @@ def convolutions() -> None:
         ((1, 17, 6, 5), (33, 1, 1), (1, 1), (0, 0), (1, 1), 1, torch.float16, False),
         ((1, 4, 6, 6), (3, 3, 3), (2, 2), (1, 1), (1, 1), 1, torch.float64, True),
         ((2, 32, 8, 8), (64, 3, 3), (1, 1), (1, 1), (1, 1), 1, torch.float32, True),
+        ((1, 8, 13, 12), (8, 3, 3), (1, 1), (2, 2), (2, 2), 8, torch.float16, False),
+        ((1, 8, 12, 12), (8, 13, 13), (1, 1), (6, 6), (1, 1), 8, torch.float32, True),
+        ((1, 16, 12, 11), (3, 7, 7), (1, 1), (3, 3), (1, 1), 1, torch.float16, True),
+        ((2, 17, 7, 7), (12, 1, 1), (2, 2), (0, 0), (1, 1), 1, torch.float16, False),
     ]
     for (n, c, h, w), (k, r, s), stride, padding, dilation, groups, dtype, last in cases:
         layout = torch.channels_last if last else torch.contiguous_format
