@@ -3,12 +3,10 @@
 
 #include <cuda_runtime.h>
 
-#include <cstddef>
-#include <cstdint>
 #include <optional>
-#include <string>
 
 #include "common/chip.h"
+#include "common/plan_text.h"
 #include "conv2d/depthwise_image.h"
 
 namespace fastcnn {
@@ -51,15 +49,7 @@ struct DepthwiseLargeWgradParams {
   int floats = 0;
 };
 
-struct DepthwiseLargeWgradPlan {
-  std::string kernel;
-  std::string tile;
-  std::string reason;
-  int64_t grid = 0;
-  int threads = 0;
-  size_t shared_bytes = 0;
-  size_t workspace_bytes = 0;
-  int splits = 1;
+struct DepthwiseLargeWgradPlan : PlanText {
   DepthwiseLargeWgradParams params;  // but for the tensors
 };
 

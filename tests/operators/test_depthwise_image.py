@@ -12,6 +12,7 @@ import fastcnn
 from fastcnn.testing import assert_accurate, assert_exact
 from tests.emulator import controls
 
+from .fused_backward import launched
 from .operands import LAYOUTS, integers, normal
 from .shapes import Conv, parametrize
 
@@ -19,14 +20,6 @@ pytestmark = pytest.mark.emulated
 
 OPS = torch.ops.fastcnn
 HALVES = (torch.float16, torch.bfloat16)
-
-
-@pytest.fixture
-def chip(emulated_on_cpu):
-    """Sets the SM count that the planner sees."""
-    device = controls()
-    yield lambda sm_count: device.set_chip(sm_count=sm_count)
-    device.set_chip()
 
 
 def layer(id: str, channels: int, image: tuple[int, int], kernel: int | tuple[int, int] = 3, **rest) -> Conv:
@@ -114,10 +107,6 @@ def results(case: Conv, x, w, bias, dy) -> tuple[torch.Tensor, torch.Tensor]:
         OPS.conv2d(x, w, bias, None, *case.geometry, "none", 0.0, False),
         OPS.conv2d_dgrad(dy, w, *case.input[2:], *case.geometry, x.stride(1) == 1, False),
     )
-
-
-def launched() -> list[str]:
-    return [launch["name"].removeprefix("conv2d::") for launch in controls().launches()]
 
 
 def check(case: Conv, dtype: torch.dtype, layout: str, names: list[str]) -> None:

@@ -10,11 +10,11 @@ from fastcnn.testing import assert_accurate, assert_exact
 from tests.emulator import controls
 
 from .operands import LAYOUTS, integers, normal
-from .shapes import Conv, parametrize
+from .shapes import parametrize
 from .test_depthwise_image import (
     HALVES,
     OPS,
-    chip,  # noqa: F401 (a fixture)
+    check,
     inside_sums,
     launched,
     layer,
@@ -58,31 +58,21 @@ CASES = [
 PLANES = [case for case in CASES if case.id != "odd-channels-5x5"]
 
 
-def check(case: Conv, dtype: torch.dtype, layout: str) -> None:
-    operands = tensors(case, dtype, layout, integers)
-    controls().reset()
-    got = results(case, *operands)
-    assert launched() == NAMES
-    wanted = references(case, *(t.double() for t in operands))
-    for name, value, expected in zip(NAMES, got, wanted, strict=True):
-        assert_exact(value, expected, name)
-
-
 @pytest.mark.parametrize("layout", ["nhwc", "nchw"])
 @parametrize("case", CASES)
-def test_sums_are_exact(chip, case, layout):  # noqa: F811
+def test_sums_are_exact(chip, case, layout):
     if layout == "nchw" and case not in PLANES:
         pytest.skip("the tiles take it")
     chip(1)  # large blocks
-    check(case, torch.float32, layout)
+    check(case, torch.float32, layout, NAMES)
     # Small ones; the two half types share their kernels' code: they take turns.
     chip(132)
-    check(case, HALVES[len(case.id) % 2], layout)
+    check(case, HALVES[len(case.id) % 2], layout, NAMES)
 
 
 @pytest.mark.parametrize("layout", ["sliced", "transposed", "batch-last"])
-def test_any_strides(chip, layout):  # noqa: F811
-    check(CASES[0], torch.float32, layout)
+def test_any_strides(chip, layout):
+    check(CASES[0], torch.float32, layout, NAMES)
 
 
 @parametrize(
@@ -92,7 +82,7 @@ def test_any_strides(chip, layout):  # noqa: F811
         layer("few-taps", 4, (6, 6), (3, 7), pad=(1, 1, 3, 3)),
     ],
 )
-def test_the_rest_is_left_to_the_kernels_for_every_shape(chip, case):  # noqa: F811
+def test_the_rest_is_left_to_the_kernels_for_every_shape(chip, case):
     results(case, *tensors(case, torch.float16, "nhwc", integers))
     assert launched()[-2:] == ["depthwise_fprop", "depthwise_dgrad"]
 
@@ -104,7 +94,7 @@ SOME = [case for case in CASES if case.id in SOME_IDS]
 @pytest.mark.parametrize("layout", ["nhwc", "nchw"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @parametrize("case", SOME)
-def test_random_numbers_are_as_accurate_as_torch(chip, case, dtype, layout):  # noqa: F811
+def test_random_numbers_are_as_accurate_as_torch(chip, case, dtype, layout):
     chip(1)
     operands = tensors(case, dtype, layout, normal)
     wanted = references(case, *(t.double() for t in operands))
@@ -115,7 +105,7 @@ def test_random_numbers_are_as_accurate_as_torch(chip, case, dtype, layout):  # 
 
 @pytest.mark.parametrize("layout", ["nhwc", "nchw"])
 @parametrize("case", SOME)
-def test_epilogue(chip, case, layout):  # noqa: F811
+def test_epilogue(chip, case, layout):
     """Bias, residual and activation, and what is kept for the backward."""
     chip(1)
     x, w, bias, dy = tensors(case, torch.float32, layout, integers)
@@ -129,7 +119,7 @@ def test_epilogue(chip, case, layout):  # noqa: F811
 @pytest.mark.parametrize("layout", ["nhwc", "nchw"])
 @pytest.mark.parametrize(("dtype", "activation"), [(torch.float32, "gelu"), (torch.float16, "relu")], ids=str)
 @parametrize("case", SOME)
-def test_dgrad_through_an_activation(chip, case, activation, dtype, layout):  # noqa: F811
+def test_dgrad_through_an_activation(chip, case, activation, dtype, layout):
     """Bit for bit what the activation's backward and dgrad give one after the other."""
     chip(1)
     _, w, _, dy = tensors(case, dtype, layout, normal)
@@ -148,7 +138,7 @@ def test_dgrad_through_an_activation(chip, case, activation, dtype, layout):  # 
 
 @pytest.mark.parametrize("layout", ["nhwc", "nchw"])
 @parametrize("case", SOME)
-def test_padding_is_left_out(chip, case, layout):  # noqa: F811
+def test_padding_is_left_out(chip, case, layout):
     """Infinite weights make nothing of the padding that they lie on; infinite pixels reach what sees them,
     and no target that does not."""
     chip(1)
@@ -171,7 +161,7 @@ def test_padding_is_left_out(chip, case, layout):  # noqa: F811
 
 
 @pytest.mark.parametrize("layout", ["nhwc", "nchw"])
-def test_thread_order_does_not_show(chip, layout):  # noqa: F811
+def test_thread_order_does_not_show(chip, layout):
     operands = tensors(SOME[0], torch.float16, layout, normal)
     seen = set()
     for seed in range(3):
@@ -185,7 +175,7 @@ def test_thread_order_does_not_show(chip, layout):  # noqa: F811
 @pytest.mark.parametrize(
     ("size", "kernel", "channels", "batch"), [(56, 31, 4, 1), (7, 13, 8, 8)], ids=["56x56", "7x7"]
 )
-def test_bytes_near_the_floor(chip, size, kernel, channels, batch, layout):  # noqa: F811
+def test_bytes_near_the_floor(chip, size, kernel, channels, batch, layout):
     """Every access counts, as if there were no cache."""
     chip(1)
     case = layer("", channels, (size, size), kernel, batch=batch)

@@ -37,14 +37,6 @@ layouts_and_dtypes = pytest.mark.parametrize(
 )
 
 
-@pytest.fixture
-def chip(emulated_on_cpu):
-    """Sets the SM count that the planner sees."""
-    device = controls()
-    yield lambda sm_count: device.set_chip(sm_count=sm_count)
-    device.set_chip()
-
-
 def layer(id: str, channels: int, image: tuple[int, int], kernel: int | tuple[int, int], **rest) -> Conv:
     """A batch of 2 and "same" padding unless `rest` says otherwise."""
     batch = rest.pop("batch", 2)

@@ -12,7 +12,6 @@ from .operands import LAYOUTS, integers, normal
 from .shapes import Conv, parametrize
 from .test_depthwise_sweep import (
     act_wgrad,
-    chip,  # noqa: F401 (a fixture)
     direct,
     launched,
     layer,
@@ -70,7 +69,7 @@ def check(case: Conv, dtype: torch.dtype, layout: str) -> None:
 
 @layouts
 @parametrize("case", SHAPES)
-def test_integers_are_exact(chip, case, layout):  # noqa: F811
+def test_integers_are_exact(chip, case, layout):
     chip(1)  # a split has many stages
     check(case, torch.float32, layout)
     chip(132)  # and few here; the half types take turns
@@ -78,14 +77,14 @@ def test_integers_are_exact(chip, case, layout):  # noqa: F811
 
 
 @pytest.mark.parametrize("layout", ["sliced", "transposed", "channel-slice", "batch-last"])
-def test_any_strides(chip, layout):  # noqa: F811
+def test_any_strides(chip, layout):
     chip(2)
     check(SHAPES[1], torch.float32, layout)
 
 
 @layouts_and_dtypes
 @parametrize("case", SOME)
-def test_random_as_accurate_as_torch(chip, case, layout, dtype):  # noqa: F811
+def test_random_as_accurate_as_torch(chip, case, layout, dtype):
     chip(3)
     x, dy = tensors(case, dtype, layout, normal)
     reference = torchs(case, x.double(), dy.double())
@@ -94,7 +93,7 @@ def test_random_as_accurate_as_torch(chip, case, layout, dtype):  # noqa: F811
 
 @layouts
 @parametrize("case", SOME[:2])
-def test_thread_order_does_not_show(chip, case, layout):  # noqa: F811
+def test_thread_order_does_not_show(chip, case, layout):
     chip(3)
     x, dy = tensors(case, torch.float32, layout, normal)
     seen = set()
@@ -106,7 +105,7 @@ def test_thread_order_does_not_show(chip, case, layout):  # noqa: F811
 
 @layouts
 @parametrize("case", SOME)
-def test_infinities_stay_where_torch_leaves_them(chip, case, layout):  # noqa: F811
+def test_infinities_stay_where_torch_leaves_them(chip, case, layout):
     """At the image's edges, where taps meet padding, and in images that other threads sum."""
     chip(2)
     x, dy = (t.abs() + 1 for t in tensors(case, torch.float32, layout, integers))
@@ -118,7 +117,7 @@ def test_infinities_stay_where_torch_leaves_them(chip, case, layout):  # noqa: F
 
 @layouts_and_dtypes
 @parametrize("case", [*SOME, SHAPES[-1]])
-def test_fused_backward(chip, case, dtype, layout):  # noqa: F811
+def test_fused_backward(chip, case, dtype, layout):
     """relu and leaky_relu of whole numbers are exact, the bias gradient too; nothing else is launched."""
     x, dy = tensors(case, dtype, layout, integers)
     saved = LAYOUTS[layout](integers(dy.shape, dtype, "cpu", seed=5))
@@ -138,7 +137,7 @@ def test_fused_backward(chip, case, dtype, layout):  # noqa: F811
     [(56, 31, 6, 2), (28, 29, 4, 2), (14, 27, 4, 16), (7, 13, 8, 64)],
     ids=["56x56", "28x28", "14x14", "7x7"],
 )
-def test_bytes_near_the_floor(chip, size, kernel, channels, batch, layout):  # noqa: F811
+def test_bytes_near_the_floor(chip, size, kernel, channels, batch, layout):
     """Every access of every launch counts, as if there were no cache."""
     chip(1)
     case = layer("", channels, (size, size), kernel, batch=batch)

@@ -18,14 +18,6 @@ OPS = torch.ops.fastcnn
 LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 
 
-@pytest.fixture
-def chip(emulated_on_cpu):
-    """Sets the SM count that the planner sees."""
-    device = controls()
-    yield lambda sm_count: device.set_chip(sm_count=sm_count)
-    device.set_chip()
-
-
 def integers(*shape: int, dtype: torch.dtype, seed: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(-2, 3, shape, generator=generator).to(dtype)

@@ -20,14 +20,6 @@ OPS = torch.ops.fastcnn
 PASSES = ("fprop", "dgrad", "wgrad")
 
 
-@pytest.fixture
-def chip(emulated_on_cpu):
-    """Sets the SM count that the planner sees."""
-    device = controls()
-    yield lambda sm_count: device.set_chip(sm_count=sm_count)
-    device.set_chip()
-
-
 def grouped(id: str, channels: int, filters: int, groups: int, image: tuple[int, int], kernel=(3, 3), **rest):
     """channels and filters of one group; a batch of 2 unless `batch` says otherwise."""
     batch = rest.pop("batch", 2)

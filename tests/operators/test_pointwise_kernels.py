@@ -21,14 +21,6 @@ PASSES = ("fprop", "dgrad", "wgrad")
 HALVES = {"nhwc": torch.float16, "nchw": torch.bfloat16}
 
 
-@pytest.fixture
-def chip(emulated_on_cpu):
-    """Sets the SM count that the planner sees."""
-    device = controls()
-    yield lambda sm_count: device.set_chip(sm_count=sm_count)
-    device.set_chip()
-
-
 def pointwise(id: str, channels: int, filters: int, image: tuple[int, int], batch: int = 2, **rest) -> Conv:
     return Conv(id, (batch, channels, *image), filters, (1, 1), **rest)
 

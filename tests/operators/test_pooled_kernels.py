@@ -13,20 +13,13 @@ from fastcnn.testing import assert_accurate, assert_exact
 from tests.emulator import controls
 
 from .calls import ACTIVATE
+from .fused_backward import launched
 from .operands import LAYOUTS, integers, normal
 from .shapes import Conv, parametrize
 
 pytestmark = pytest.mark.emulated
 
 OPS = torch.ops.fastcnn
-
-
-@pytest.fixture
-def chip(emulated_on_cpu):
-    """Sets the SM count that the planner sees."""
-    device = controls()
-    yield lambda sm_count: device.set_chip(sm_count=sm_count)
-    device.set_chip()
 
 
 SAME = {"padding": (1, 1, 1, 1)}
@@ -92,10 +85,6 @@ def convolved(case: Conv, x, w, bias) -> torch.Tensor:
     top, bottom, left, right = case.padding
     padded = F.pad(x, (left, right, top, bottom))
     return F.conv2d(padded, w, bias, case.stride, 0, case.dilation, case.groups)
-
-
-def launched() -> list[str]:
-    return [launch["name"].removeprefix("conv2d::") for launch in controls().launches()]
 
 
 def check(case: Conv, dtype: torch.dtype, layout: str, names=("pooled_fprop",)) -> None:

@@ -23,14 +23,6 @@ OPS = torch.ops.fastcnn
 PASSES = ("fprop", "wgrad")
 
 
-@pytest.fixture
-def chip(emulated_on_cpu):
-    """Sets the SM count that the planner sees."""
-    device = controls()
-    yield lambda sm_count: device.set_chip(sm_count=sm_count)
-    device.set_chip()
-
-
 def thin(id: str, channels: int, filters: int, image: tuple[int, int], kernel=(3, 3), **rest):
     """A batch of 2 unless `batch` says otherwise."""
     batch = rest.pop("batch", 2)

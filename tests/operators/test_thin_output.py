@@ -22,14 +22,6 @@ OPS = torch.ops.fastcnn
 SAME = {"padding": (1, 1, 1, 1)}
 
 
-@pytest.fixture
-def chip(emulated_on_cpu):
-    """Sets the SM count that the planner sees."""
-    device = controls()
-    yield lambda sm_count: device.set_chip(sm_count=sm_count)
-    device.set_chip()
-
-
 def last(id: str, channels: int, filters: int, image: tuple[int, int], kernel=(3, 3), **rest) -> Conv:
     batch = rest.pop("batch", 2)
     return Conv(id, (batch, channels, *image), filters, kernel, **rest)

@@ -17,7 +17,6 @@ from .shapes import Conv, parametrize
 from .test_thin_output import (
     OPS,
     SAME,
-    chip,  # noqa: F401 (a fixture)
     last,
     tensors,
     torchs,
@@ -107,7 +106,7 @@ def check_dgrad(case: Conv, dtype: torch.dtype, make=integers) -> None:
 
 
 @parametrize("case", SHAPES)
-def test_integers_are_exact(chip, case):  # noqa: F811
+def test_integers_are_exact(chip, case):
     """One SM takes tiles as large as they get, many the smallest; the two types share their kernels' code."""
     first = SHAPES.index(case) % 2
     chip(1)
@@ -117,7 +116,7 @@ def test_integers_are_exact(chip, case):  # noqa: F811
 
 
 @pytest.mark.parametrize("channels", [2, 3])
-def test_few_channels_on_both_sides(chip, channels):  # noqa: F811
+def test_few_channels_on_both_sides(chip, channels):
     """fprop of up to 4 input channels is another kernel's."""
     chip(4)
     check_dgrad(last("", channels, 3, (5, 6), **SAME), torch.float16)
@@ -134,14 +133,14 @@ def test_few_channels_on_both_sides(chip, channels):  # noqa: F811
     ],
     ids=lambda case: case.id,
 )
-def test_full_tiles(chip, case):  # noqa: F811
+def test_full_tiles(chip, case):
     """Tiles that take all that a warp multiplies, and what is left of the image beside them."""
     chip(1)
     check(case, torch.float16)
 
 
 @parametrize("case", named("9x9", "5x5-k8", "c264", "stride-2"))
-def test_random_as_accurate_as_torch(chip, case):  # noqa: F811
+def test_random_as_accurate_as_torch(chip, case):
     chip(4)
     for dtype in HALVES:
         check(case, dtype, normal)
@@ -149,7 +148,7 @@ def test_random_as_accurate_as_torch(chip, case):  # noqa: F811
 
 @pytest.mark.parametrize("weight_layout", ["nchw", "channel-slice", "batch-last"])
 @pytest.mark.parametrize("layout", ["nhwc", "channel-slice"])
-def test_any_weights_and_alignment(chip, layout, weight_layout):  # noqa: F811
+def test_any_weights_and_alignment(chip, layout, weight_layout):
     """Channels in 16 bytes or not: of pixels, and of weights."""
     chip(4)
     case = last("", 16, 3, (6, 8), (5, 6), padding=(2, 2, 2, 3))
@@ -162,7 +161,7 @@ def test_any_weights_and_alignment(chip, layout, weight_layout):  # noqa: F811
     assert_exact(dx, torchs_dgrad(back, w.double(), dy.double()))
 
 
-def test_thread_order_does_not_show(chip):  # noqa: F811
+def test_thread_order_does_not_show(chip):
     chip(1)
     case = last("", 40, 3, (9, 12), (5, 6), **PAD_2)
     x, w, bias, _ = tensors(case, torch.bfloat16, "nhwc", normal)
@@ -174,7 +173,7 @@ def test_thread_order_does_not_show(chip):  # noqa: F811
 
 
 @pytest.mark.parametrize("channels", [24, 21])
-def test_fused_is_the_unfused_one(chip, channels):  # noqa: F811
+def test_fused_is_the_unfused_one(chip, channels):
     """The epilogue of fprop; the activation's backward in dgrad's loads, bit for bit."""
     chip(4)
     dtype = torch.bfloat16
@@ -201,7 +200,7 @@ def test_fused_is_the_unfused_one(chip, channels):  # noqa: F811
 
 
 @pytest.mark.parametrize("channels", [36, 40])
-def test_infinities_stay_where_torch_leaves_them(chip, channels):  # noqa: F811
+def test_infinities_stay_where_torch_leaves_them(chip, channels):
     """In channels, filters and rows; what fills steps, columns and positions meets none of them."""
     chip(132)
     case = last("", channels, 3, (9, 10), (5, 6))
@@ -220,7 +219,7 @@ def test_infinities_stay_where_torch_leaves_them(chip, channels):  # noqa: F811
     assert_exact(y, torchs(case, x.double(), w.double(), bias.double()))
 
 
-def test_bytes_near_the_floor(chip):  # noqa: F811
+def test_bytes_near_the_floor(chip):
     """Halos and weights included, as if there were no cache."""
     chip(1)
     case = last("", 256, 8, (20, 22), (3, 3), batch=1, **SAME)
@@ -233,7 +232,7 @@ def test_bytes_near_the_floor(chip):  # noqa: F811
     assert moved <= 1.15 * floor, moved / floor
 
 
-def test_work_near_the_floor(chip):  # noqa: F811
+def test_work_near_the_floor(chip):
     """A 9x9 of 3 filters: products with halos and padding; the box comes once, not once a tap."""
     chip(1)
     case = last("", 64, 3, (26, 60), (9, 9), batch=1, **PAD_4)
@@ -245,7 +244,7 @@ def test_work_near_the_floor(chip):  # noqa: F811
     assert launch["global_loads"][1] == launch["global_loads"][4] == launch["global_loads"][8] == 0
 
 
-def test_channels_past_the_last_are_not_read(chip):  # noqa: F811
+def test_channels_past_the_last_are_not_read(chip):
     """12 of 16 channels that lie in 16 bytes, of pixels and of weights; the rest is no number."""
     chip(132)
     case = last("", 12, 3, (5, 6), **SAME)
@@ -304,7 +303,7 @@ def test_plans_of_last_layers(emulated_on_cpu, channels, filters, kernel, stride
     ],
     ids=lambda case: case.id,
 )
-def test_others_are_the_generic_kernel_s(chip, case):  # noqa: F811
+def test_others_are_the_generic_kernel_s(chip, case):
     chip(132)
     x, w, bias, _ = tensors(case, torch.float16, "nhwc")
     controls().reset()
